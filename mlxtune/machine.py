@@ -1,0 +1,147 @@
+"""The machine's facts (device, memory, BLAS) and the decisions that follow from them.
+
+The only place with device-specific code. Decisions are pure functions of given facts, so they can be tested anywhere.
+`prepare` must run before `mlx.core` is imported; importing this module imports no mlx.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so")
+OPENBLAS_HINT = "install one with `apt-get install libopenblas0` (Debian, Ubuntu) or `dnf install openblas` (Fedora)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What was found. Memory in bytes; `device` is `metal`, `cuda` or `cpu`."""
+
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    device: str
+    device_name: str
+    device_memory_bytes: int
+    mlx_version: str
+    blas: str
+    compiler: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputePolicy:
+    """How to compute on a machine.
+
+    float32: weights are held in float32 whatever they are stored in; expand: a quantized base is expanded as well;
+    compile: graphs go through `mx.compile`; pad_multiple: row lengths are padded to a multiple of it.
+    """
+
+    float32: bool
+    expand: bool
+    compile: bool
+    pad_multiple: int
+
+
+def prepare() -> None:
+    """Puts an installed OpenBLAS in front of the reference BLAS that MLX's Linux CPU wheels link.
+
+    The dynamic linker takes the first definition it finds, so this works only before `mlx.core` is loaded.
+    float32 matmul then runs some 30 times faster. MLXTUNE_OPENBLAS=0 leaves it out; a path names another library.
+    """
+    wanted = os.environ.get("MLXTUNE_OPENBLAS", "1")
+    if sys.platform != "linux" or wanted == "0" or "mlx.core" in sys.modules:
+        return
+    for name in OPENBLAS_NAMES if wanted == "1" else (wanted,):
+        try:
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return
+
+
+def blas_name() -> str:
+    """The BLAS that float32 matmul on the CPU goes through."""
+    if sys.platform == "darwin":
+        return "Accelerate"
+    loaded = Path("/proc/self/maps")
+    names = {line.rsplit("/", 1)[-1].strip() for line in loaded.read_text().splitlines()} if loaded.exists() else set()
+    for name in sorted(names):
+        # numpy carries an OpenBLAS of its own under other symbol names; MLX never calls that one
+        if name.startswith("libopenblas"):
+            return f"OpenBLAS ({name})"
+    return "reference BLAS"
+
+
+def facts() -> Machine:
+    """The facts of this machine. Imports mlx."""
+    import mlx.core as mx
+
+    device = device_kind()
+    info = mx.device_info() if device != "cpu" else {}
+    memory = memory_bytes()
+    return Machine(
+        system=f"{platform.system()} {platform.release()}",
+        processor=platform.processor() or platform.machine(),
+        cores=usable_cores(),
+        memory_bytes=memory,
+        device=device,
+        device_name=str(info.get("device_name", platform.machine())),
+        device_memory_bytes=int(info.get("max_recommended_working_set_size", info.get("memory_size", memory))),
+        mlx_version=metadata.version("mlx"),
+        blas=blas_name(),
+        compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+    )
+
+
+def device_kind() -> str:
+    """`metal`, `cuda` or `cpu`: where MLX computes by default."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory of the machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def compute_policy(*, device: str, memory_bytes: int, float32_bytes: int) -> ComputePolicy:
+    """The policy for a model whose weights take `float32_bytes` when held in float32.
+
+    On a CPU only float32 matmul goes through BLAS, so everything is computed in float32 and a quantized base is
+    expanded when that takes at most 60 % of the memory. On Metal and CUDA the stored precision is kept. `mx.compile`
+    calls a C++ compiler for each graph on a CPU and gained nothing there in any measurement.
+    """
+    if device == "cpu":
+        fits = float32_bytes <= 0.6 * memory_bytes
+        return ComputePolicy(float32=fits, expand=fits, compile=False, pad_multiple=1)
+    return ComputePolicy(float32=False, expand=False, compile=True, pad_multiple=32)
+
+
+def measure_matmul_gflops(size: int = 1024, seconds: float = 0.3) -> float:
+    """float32 matmul speed of the default device in GFLOP/s: the best of the repeats that fit in `seconds`."""
+    import mlx.core as mx
+
+    a = mx.random.normal((size, size), key=mx.random.key(0))
+    b = mx.random.normal((size, size), key=mx.random.key(1))
+    mx.eval(a, b, a @ b)
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < seconds or best == float("inf"):
+        begin = time.perf_counter()
+        mx.eval(a @ b)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best / 1e9

@@ -1,0 +1,146 @@
+"""Every setting of a run: its type, default, range and help, written once.
+
+Knows names, not what they do: files and models are checked by those who open them.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor", "muon", "lion")
+QUANTIZATION_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    flag: str | None = None,
+) -> Any:
+    """A field of the recipe: default, help, the allowed range (`low <= v <= high`, `v > above`), and its flag."""
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "flag": flag}
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRecipe:
+    path: str | None = setting(
+        None, "file or folder of {train,valid,test}.jsonl; `tickets` is the embedded set", flag="--data"
+    )
+    prompt: str | None = setting(None, "text of the prompt made from a row's columns, such as 'Ticket: {text}'")
+    completion: str | None = setting(None, "text of the answer made from a row's columns, such as ' {label}'")
+    keep: dict[str, list[str]] = setting({}, "keep only rows whose column has one of these values: {column: [values]}")
+    test: float = setting(0.1, "share of rows held out for the evaluation when one file is split", low=0, high=0.9)
+    valid: float = setting(0.1, "share of rows held out to choose the best adapter", low=0, high=0.9)
+    group_by: str | None = setting(None, "column whose equal values stay on one side of the split")
+    mask_prompt: bool = setting(True, "learn the answers only; false: every token", flag="--mask-prompt")
+    too_long: str = setting(
+        "error", "rows over train.max_seq_length: refuse, or leave them out", choices=("error", "drop")
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeRecipe:
+    bits: int = setting(4, "bits per weight: 2, 3, 4, 5, 6 or 8", low=2, high=8, flag="--q-bits")
+    group_size: int = setting(
+        64, "weights that share one scale: 32, 64 or 128", low=16, high=128, flag="--q-group-size"
+    )
+    mode: str = setting("affine", "number format", choices=QUANTIZATION_MODES, flag="--q-mode")
+    method: str = setting("rtn", "how values are chosen; rtn: round to nearest", choices=("rtn",))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraRecipe:
+    method: str = setting("lora", "kind of adapter", choices=("lora",), flag="--fine-tune-type")
+    rank: int = setting(16, "rank of the update", low=1)
+    scale: float = setting(2.0, "factor on the update (alpha / rank)", above=0)
+    dropout: float = setting(0.0, "share of adapter inputs zeroed while training", low=0, high=0.95)
+    targets: list[str] = setting(["all-linear"], "layers that get an adapter: all-linear, attention, mlp or names")
+    num_layers: int = setting(-1, "number of last blocks that get adapters; -1: all", low=-1, flag="--num-layers")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRecipe:
+    iters: int | None = setting(None, "optimizer updates; null: by epochs", low=1, flag="--iters")
+    epochs: float | None = setting(None, "passes over the rows; null: 3 unless iters is set", above=0, flag="--epochs")
+    batch_size: int = setting(8, "rows a batch", low=1, flag="--batch-size")
+    grad_accumulation_steps: int = setting(1, "batches an optimizer update", low=1, flag="--grad-accumulation-steps")
+    learning_rate: float = setting(2e-4, "peak learning rate", above=0, flag="--learning-rate")
+    schedule: str = setting("cosine", "course after the warm-up", choices=("cosine", "linear", "constant"))
+    warmup: float = setting(0.05, "warm-up: a share of the updates below 1, else a number of updates", low=0)
+    optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS, flag="--optimizer")
+    weight_decay: float = setting(0.0, "decoupled weight decay, where the optimizer has it", low=0)
+    max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never", above=0)
+    max_seq_length: int = setting(2048, "longest row in tokens", low=2, flag="--max-seq-length")
+    eval_every: int | None = setting(
+        None, "updates between validations; null: ten a run", low=1, flag="--steps-per-eval"
+    )
+    save_every: int = setting(100, "updates between checkpoints", low=1, flag="--save-every")
+    report_every: int = setting(10, "updates between lines of the log", low=1, flag="--steps-per-report")
+    grad_checkpoint: bool = setting(
+        False, "save memory: recompute blocks in the backward pass", flag="--grad-checkpoint"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateRecipe:
+    max_tokens: int = setting(128, "longest greedy answer in tokens", low=1)
+    batch_size: int = setting(32, "rows scored at once", low=1)
+    label: str | None = setting(
+        None, "regular expression; its first group, found in an answer, is the label that `accuracy` compares"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FuseRecipe:
+    bits: int | None = setting(None, "bits of the fused layers; null: as the base", low=2, high=8)
+    dequantize: bool = setting(False, "write full-precision weights", flag="--dequantize")
+    keep: float = setting(0.9, "least share of the adapter's gain that fusing must keep", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    model: str = setting("tiny", "folder, hub id, or `tiny`, the embedded base", flag="--model")
+    revision: str | None = setting(None, "branch, tag or commit of a hub id", flag="--revision")
+    seed: int = setting(0, "seed of every random choice", low=0, high=2**63 - 1, flag="--seed")
+    data: DataRecipe = field(default_factory=DataRecipe, metadata={"help": "the examples"})
+    quantize: QuantizeRecipe | None = field(default=None, metadata={"help": "quantize the base first; null: do not"})
+    lora: LoraRecipe = field(default_factory=LoraRecipe, metadata={"help": "the adapter"})
+    train: TrainRecipe = field(default_factory=TrainRecipe, metadata={"help": "the training"})
+    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe, metadata={"help": "the evaluation"})
+    fuse: FuseRecipe = field(default_factory=FuseRecipe, metadata={"help": "fusing the adapter into the base"})
+
+
+def fields_of(section: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Each field of a section with its resolved type."""
+    hints = typing.get_type_hints(section)
+    for each in dataclasses.fields(section):
+        yield each, hints[each.name]
+
+
+def section_type(hint: Any) -> type | None:
+    """The section class inside `hint` (`X` or `X | None`), or None for a plain setting."""
+    for option in typing.get_args(hint) or (hint,):
+        if dataclasses.is_dataclass(option):
+            return typing.cast(type, option)
+    return None
+
+
+def all_settings() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Every setting by its dotted key."""
+    found: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    for each, hint in fields_of(Recipe):
+        inner = section_type(hint)
+        if inner is None:
+            found[each.name] = (each, hint)
+        else:
+            found.update({f"{each.name}.{sub.name}": (sub, subhint) for sub, subhint in fields_of(inner)})
+    return found
