@@ -1,0 +1,5 @@
+"""`python -m mlxtune`."""
+
+from mlxtune.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""What commands show: results to stdout, progress and notes to stderr. Knows how, not what."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+def result(text: str = "") -> None:
+    """A line of the result, to stdout."""
+    click.echo(text)
+
+
+def result_json(value: Any) -> None:
+    """The result as one JSON value, to stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line beside the result, to stderr."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning, to stderr."""
+    click.echo(click.style("warning: ", fg="yellow", bold=True) + text, err=True)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(n: float) -> str:
+    """Bytes for people: `5.5 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `42 s`, `3 min 10 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    """A small table to stdout; the first column is left-aligned, the others right-aligned."""
+    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(padded).rstrip()
+
+    result(click.style(line(headings), bold=True))
+    for row in rows:
+        result(line(row))
+
+
+class Progress:
+    """One line of progress: a live bar on a terminal, else a plain line at most every ten seconds."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total, self.done = label, total, 0
+        self.started = self.spoken = time.monotonic()
+        self.live = sys.stderr.isatty()
+        self.detail = ""
+
+    def update(self, done: int, detail: str = "") -> None:
+        """`done` of `total` steps are finished; `detail` is shown behind them."""
+        self.done, self.detail = done, detail
+        now = time.monotonic()
+        if self.live and (now - self.spoken > 0.1 or done >= self.total):
+            self.spoken = now
+            width = shutil.get_terminal_size().columns
+            click.echo("\r\x1b[2K" + self.text(bar=True)[: width - 1], err=True, nl=False)
+        elif not self.live and now - self.spoken > 10:
+            self.spoken = now
+            note(self.text(bar=False))
+
+    def text(self, *, bar: bool) -> str:
+        spent = time.monotonic() - self.started
+        share = self.done / self.total if self.total else 1.0
+        left = f"{duration(spent / share - spent)} left" if 0 < share < 1 else duration(spent)
+        drawn = "█" * int(share * 20) + "·" * (20 - int(share * 20)) + " " if bar else ""
+        return "  ".join(filter(None, [f"  {self.label:<14}{drawn}{self.done}/{self.total}", self.detail, left]))
+
+    def close(self) -> None:
+        if self.live:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Progress]:
+    """A progress line that is gone when the block ends."""
+    shown = Progress(label, total)
+    try:
+        yield shown
+    finally:
+        shown.close()

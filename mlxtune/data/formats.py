@@ -1,0 +1,153 @@
+"""A row -> an Example, by a table of formats. Knows columns and types, not tokens.
+
+To add a format: a function `row -> Example` and a line in `FORMATS`.
+"""
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxtune.data.files import Row
+from mlxtune.errors import DataError
+from mlxtune.recipe import DataRecipe
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation: messages of `role` and `content`, and the tools offered in it."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A prompt and its answer. With a chat template they are a user's and an assistant's message."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text, learned as a whole."""
+
+    text: str
+
+
+Example = Chat | Completion | Text
+
+
+def to_example(row: Row, data: DataRecipe) -> Example:
+    """The example in a row. Raises DataError with the row's place."""
+    if data.prompt is not None and data.completion is not None:
+        return Completion(_filled(data.prompt, row), _filled(data.completion, row))
+    for columns, read in FORMATS:
+        if columns <= row.value.keys():
+            return read(row)
+    known = ", or ".join(" + ".join(f"`{name}`" for name in sorted(columns, reverse=True)) for columns, _ in FORMATS)
+    seen = ", ".join(f"`{name}`" for name in row.value) or "none"
+    raise DataError(
+        f"has the columns {seen}; expected {known}",
+        where=row.where,
+        hint="or set data.prompt and data.completion in the recipe",
+    )
+
+
+def kept(row: Row, data: DataRecipe) -> bool:
+    """Whether `data.keep` keeps a row. Raises DataError if a column it names is missing."""
+    for column, values in data.keep.items():
+        if column not in row.value:
+            raise DataError(f"has no column `{column}`, which data.keep names", where=row.where)
+        if str(row.value[column]) not in values:
+            return False
+    return True
+
+
+def to_value(example: Example) -> dict[str, Any]:
+    """The canonical row of an example, as written to a run's `data/`."""
+    if isinstance(example, Chat):
+        return {"messages": example.messages, **({"tools": example.tools} if example.tools else {})}
+    if isinstance(example, Completion):
+        return {"prompt": example.prompt, "completion": example.completion}
+    return {"text": example.text}
+
+
+def prompt_text(example: Example) -> str:
+    """What an example asks, as one text: for comparing examples, not for models."""
+    if isinstance(example, Chat):
+        asked = [m for m in example.messages[:-1] if m["role"] == "user"] or example.messages[:-1]
+        return "\n".join(str(m["content"]) for m in asked)
+    return example.prompt if isinstance(example, Completion) else example.text
+
+
+def answer_text(example: Example) -> str | None:
+    """The answer that an example teaches last; None for plain text."""
+    if isinstance(example, Chat):
+        return str(example.messages[-1]["content"])
+    return example.completion if isinstance(example, Completion) else None
+
+
+def _filled(template: str, row: Row) -> str:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        return template.format(**{name: _text(row, name) for name in names})
+    except (ValueError, IndexError, KeyError, AttributeError):
+        raise DataError(f"the template {template!r} is malformed", where="data.prompt, data.completion") from None
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row.value:
+        seen = ", ".join(f"`{name}`" for name in row.value)
+        raise DataError(f"has no column `{column}`", where=row.where, hint=f"it has {seen}")
+    value = row.value[column]
+    if not isinstance(value, str):
+        raise DataError(f"`{column}` is {value!r}, not a text", where=row.where)
+    if not value.strip():
+        raise DataError(f"`{column}` is empty", where=row.where, hint="fill it in or delete the row")
+    return value
+
+
+def _chat(row: Row) -> Example:
+    messages = row.value["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise DataError("`messages` is no list of messages", where=row.where)
+    cleaned = []
+    for number, message in enumerate(messages, start=1):
+        at = f"message {number}"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise DataError(f"{at} has the role {role!r}", where=row.where, hint=f"use one of {', '.join(ROLES)}")
+        if message.get("tool_calls"):
+            raise DataError(f"{at} calls a tool, which is not supported", where=row.where, hint="delete the row")
+        if not isinstance(message.get("content"), str):
+            raise DataError(f"{at} has the content {message.get('content')!r}, not a text", where=row.where)
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise DataError(f"{at}, an answer, is empty", where=row.where, hint="fill it in or delete the row")
+        cleaned.append({"role": message["role"], "content": message["content"]})
+    if cleaned[-1]["role"] != "assistant":
+        raise DataError(
+            f"ends with the {cleaned[-1]['role']}", where=row.where, hint="end it with an assistant's answer"
+        )
+    tools = row.value.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError("`tools` is no list of objects", where=row.where)
+    return Chat(cleaned, tools)
+
+
+def _completion(row: Row) -> Example:
+    return Completion(_text(row, "prompt"), _text(row, "completion"))
+
+
+def _plain(row: Row) -> Example:
+    return Text(_text(row, "text"))
+
+
+FORMATS: list[tuple[frozenset[str], Callable[[Row], Example]]] = [
+    (frozenset({"messages"}), _chat),
+    (frozenset({"prompt", "completion"}), _completion),
+    (frozenset({"text"}), _plain),
+]
