@@ -1,0 +1,249 @@
+"""LanguageModel: a network with its tokenizer. Checks a folder before MLX reads it, loads it, and saves one.
+
+Knows the Hugging Face folder layout and mlx-lm's architectures; knows nothing of adapters, data or training.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+from safetensors import SafetensorError, safe_open
+
+from mlxtune import machine
+from mlxtune.errors import ModelError, TrustError
+from mlxtune.rundir import read_json
+
+# transformers speaks of frameworks that mlxtune does not need
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@contextlib.contextmanager
+def _open_file_limit_kept() -> Iterator[None]:
+    """Importing `mlx_lm.utils` lowers the process's limit of open files for good; here it cannot."""
+    set_limit = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = set_limit
+
+
+with _open_file_limit_kept():
+    from mlx_lm import utils as mlx_lm_utils
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+# Everything of a model folder but weights and config that a copy of it needs.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """`net` maps tokens (B, T) to logits (B, T, V); `config` is the folder's config.json; `path` the folder."""
+
+    net: nn.Module
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+    path: Path
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.tokenizer.has_chat_template)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens the model was made for, where its config says so."""
+        value = self.config.get("max_position_embeddings")
+        return value if isinstance(value, int) else None
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The config of a model folder whose files are all there and well-formed. Reads headers, no weights.
+
+    Raises ModelError for what is missing or wrong, TrustError for a model that asks to run its own code.
+    """
+    if not path.is_dir():
+        raise ModelError("is not a model folder", where=path, hint="give a folder with config.json and weights")
+    if not (path / "config.json").is_file():
+        hint = (
+            "give the folder of the base model, not of the adapter"
+            if (path / "adapter_config.json").is_file()
+            else None
+        )
+        raise ModelError("has no config.json", where=path, hint=hint or "download the model again")
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError("names no model_type", where=path / "config.json", hint="download the model again")
+    if config.get("model_file"):
+        raise TrustError(
+            f"asks to run its own code, {config['model_file']}",
+            where=path,
+            hint="mlxtune runs no code from model folders",
+        )
+    kind = mlx_lm_utils.MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+    if not kind.isidentifier() or importlib.util.find_spec(f"mlx_lm.models.{kind}") is None:
+        raise ModelError(
+            f"has the unsupported architecture {config['model_type']!r}",
+            where=path / "config.json",
+            hint="mlx-lm has no such model; choose a Llama, Qwen, Mistral, Gemma, Phi or similar one",
+        )
+    for file in weight_files(path):
+        _check_header(file)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ModelError("has no tokenizer", where=path, hint="copy tokenizer.json from the original model")
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The weight files of a folder, each present. Raises ModelError."""
+    index = path / INDEX
+    if index.is_file():
+        value = read_json(index)
+        names = value.get("weight_map") if isinstance(value, dict) else None
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise ModelError("has no weight_map", where=index, hint="download the model again")
+        files = [path / name for name in sorted(set(names.values()))]
+        for file in files:
+            if file.parent.resolve() != path.resolve() and file.parent != path:
+                raise ModelError(f"names a file outside its folder: {file.name}", where=index)
+            if not file.is_file():
+                raise ModelError(
+                    f"lacks the weights {file.name}, which its index names", where=path, hint="download the model again"
+                )
+        return files
+    files = sorted(path.glob("model*.safetensors"))
+    if files:
+        return files
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise ModelError(
+            "has pickled weights only, which can run code when read",
+            where=path,
+            hint="use a revision with .safetensors files",
+        )
+    raise ModelError("has no weights (model*.safetensors)", where=path, hint="download the model again")
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            if not opened.keys():
+                raise ModelError("holds no tensors", where=file, hint="download the model again")
+    except SafetensorError as error:
+        raise ModelError(
+            f"is no whole safetensors file: {error}", where=file, hint="download the model again"
+        ) from None
+
+
+def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
+    """The tokenizer of a model folder. Raises ModelError."""
+    generation = path / "generation_config.json"
+    ends = config.get("eos_token_id")
+    if generation.is_file():
+        ends = read_json(generation).get("eos_token_id", ends)
+    try:
+        return mlx_lm_utils.load_tokenizer(path, eos_token_ids=ends)
+    except (ValueError, OSError, KeyError, json.JSONDecodeError, ImportError) as error:
+        raise ModelError(f"has a tokenizer that does not load: {error}", where=path) from None
+
+
+def load(path: Path, *, stored: bool = False) -> LanguageModel:
+    """Loads a checked folder for computing as `machine.compute_policy` says; `stored` keeps the stored precision.
+
+    Raises ModelError for a malformed folder, weights that do not fit the architecture, and NaN or infinite weights.
+    """
+    config = check(path)
+    tokenizer = load_tokenizer(path, config)
+    try:
+        net, config = mlx_lm_utils.load_model(path, lazy=True)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"does not load: {error}", where=path, hint="download the model again") from None
+    vocabulary = config.get("vocab_size")
+    if isinstance(vocabulary, int) and len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"has a tokenizer of {len(tokenizer)} tokens for {vocabulary} embeddings",
+            where=path,
+            hint="they belong to different models",
+        )
+    _check_finite(net, path)
+    if not stored:
+        policy = machine.compute_policy(
+            device=machine.device_kind(), memory_bytes=machine.memory_bytes(), float32_bytes=4 * parameter_count(net)
+        )
+        net = for_compute(net, policy)
+    net.eval()
+    mx.eval(net.parameters())
+    return LanguageModel(net=net, tokenizer=tokenizer, config=config, path=path)
+
+
+def _check_finite(net: nn.Module, path: Path) -> None:
+    for name, weight in tree_flatten(net.parameters()):
+        if mx.issubdtype(weight.dtype, mx.floating) and not mx.all(mx.isfinite(weight)).item():
+            raise ModelError(
+                f"holds NaN or infinite values in {name}", where=path, hint="download or train the model again"
+            )
+
+
+def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
+    """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
+    if policy.float32:
+        net.update(tree_map(_to_float32, net.parameters()))
+    if policy.expand:
+        net = mlx_lm_utils.dequantize_model(net)
+    return net
+
+
+def _to_float32(weight: mx.array) -> mx.array:
+    return weight.astype(mx.float32) if mx.issubdtype(weight.dtype, mx.floating) else weight
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Weights of a network, counted as if it were not quantized."""
+    return int(mlx_lm_utils.get_total_parameters(net))
+
+
+def save(folder: Path, net: nn.Module, config: dict[str, Any], source: Path) -> None:
+    """Writes weights, config and the tokenizer files of `source` into `folder`, as mlx-lm and transformers read them.
+
+    `folder` exists and is empty: use it inside `rundir.staged`.
+    """
+    weights = dict(tree_flatten(net.parameters()))
+    total = sum(weight.nbytes for weight in weights.values())
+    shards: list[dict[str, mx.array]] = [{}]
+    filled = 0
+    for name, weight in weights.items():
+        if shards[-1] and filled + weight.nbytes > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = weight
+        filled += weight.nbytes
+    names = (
+        [WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    for name, shard in zip(names, shards, strict=True):
+        mx.save_safetensors(str(folder / name), shard, metadata={"format": "mlx"})
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": dict(sorted((key, name) for name, shard in zip(names, shards, strict=True) for key in shard)),
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
