@@ -62,6 +62,11 @@ class LanguageModel:
     path: Path
 
     @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of transformers inside, for offsets and templates."""
+        return self.tokenizer._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self.tokenizer.has_chat_template)
 
@@ -202,9 +207,13 @@ def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
     """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
     if policy.float32:
         net.update(tree_map(_to_float32, net.parameters()))
-    if policy.expand:
-        net = mlx_lm_utils.dequantize_model(net)
-    return net
+    return dequantize(net) if policy.expand else net
+
+
+def dequantize(net: nn.Module) -> nn.Module:
+    """Replaces the quantized layers of `net` by dense ones of the same values."""
+    expanded: nn.Module = mlx_lm_utils.dequantize_model(net)
+    return expanded
 
 
 def _to_float32(weight: mx.array) -> mx.array:

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,3 +109,25 @@ def progress(label: str, total: int) -> Iterator[Progress]:
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, int, int], None]]:
+    """A function `(phase, done, total)` that shows a progress line a phase; the line is gone when the block ends."""
+    shown: list[Progress] = []
+
+    def update(phase: str, done: int, total: int) -> None:
+        if not shown or shown[-1].label != phase:
+            shown.append(Progress(phase, total))
+        shown[-1].update(done)
+
+    try:
+        yield update
+    finally:
+        for each in shown[-1:]:
+            each.close()
+
+
+def figure(value: float, unit: str) -> str:
+    """A score for people: shares as percentages, others with four digits."""
+    return f"{value:.1%}" if unit == "share" else f"{value:.4g}"

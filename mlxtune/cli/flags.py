@@ -1,0 +1,68 @@
+"""Flags made from the recipe's fields, so that no default, range or help is written twice; and `--config`, `--set`."""
+
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxtune import recipe as recipes
+from mlxtune.errors import RecipeError
+
+Command = Callable[..., Any]
+SECTION_HELP = "set any field of the recipe, such as --set lora.rank=8; may be repeated"
+
+
+def recipe_flags(*wanted: str) -> Callable[[Command], Command]:
+    """Adds the flag of every setting whose dotted key, or section, is in `wanted`; and --set."""
+
+    def add(command: Command) -> Command:
+        command = click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help=SECTION_HELP)(command)
+        for key, (each, hint) in reversed(recipes.all_settings().items()):
+            flag = each.metadata["flag"]
+            if flag and (key in wanted or key.split(".")[0] in wanted):
+                command = _option(key, flag, each, hint)(command)
+        return command
+
+    return add
+
+
+def _option(key: str, flag: str, each: Any, hint: Any) -> Callable[[Command], Command]:
+    name = _parameter(key)
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    text = each.metadata["help"]
+    if each.default is not None:
+        text += f"  [{str(each.default).lower() if kinds[0] is bool else each.default}]"
+    if kinds[0] is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    metavar = {int: "N", float: "X"}.get(kinds[0], "TEXT")
+    return click.option(flag, name, type=kinds[0], default=None, metavar=metavar, help=text)
+
+
+def _parameter(key: str) -> str:
+    return "recipe_" + key.replace(".", "__")
+
+
+def config_flag(command: Command) -> Command:
+    """Adds -c/--config."""
+    return click.option(
+        "-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="a recipe, or an mlx-lm LoRA YAML"
+    )(command)
+
+
+def build_recipe(config: Path | None, values: dict[str, Any], sets: tuple[str, ...] = ()) -> recipes.Recipe:
+    """The recipe of a command: the file, then the flags, then --set. Raises RecipeError."""
+    settings: dict[str, Any] = {}
+    for key in recipes.all_settings():
+        value = values.get(_parameter(key))
+        if value is not None:
+            settings[key] = value
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError("has no `=`", where=f"--set {text}", hint="write --set section.key=value")
+        settings[key.strip()] = recipes.parse_yaml(value, where=f"--set {key}")
+    base = recipes.read_yaml(config) if config is not None else {}
+    where = str(config) if config is not None else "command line"
+    return recipes.build(base, where=where, settings=settings)

@@ -1,0 +1,61 @@
+"""Shows a pipeline at work: a line a stage, live progress, signals that let training save. For `run` and `train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxtune.cli import display, signals
+
+if TYPE_CHECKING:
+    from mlxtune.pipeline import Event
+    from mlxtune.recipe import Recipe
+
+WIDTH = 15
+
+
+def run_stages(recipe: "Recipe", out: Path, stages: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Runs a recipe's stages with progress on stderr; returns the report."""
+    from mlxtune import pipeline
+
+    with signals.caught() as caught:
+        shown = _Shown(caught)
+        try:
+            return pipeline.run(recipe, out, stages=stages or pipeline.STAGES, on_event=shown.event, stop=caught.stop)
+        finally:
+            shown.close()
+
+
+class _Shown:
+    """The progress line of the stage at work."""
+
+    def __init__(self, caught: signals.Signals):
+        self.caught = caught
+        self.bar: display.Progress | None = None
+
+    def event(self, event: "Event") -> None:
+        if event.kind == "started":
+            self.caught.saving = event.stage == "train"
+        elif event.kind == "progress":
+            if self.bar is None or self.bar.total != event.total:
+                self.bar = display.Progress(event.stage, event.total)
+            self.bar.update(event.done, event.detail)
+        elif event.kind == "warning":
+            self.close()
+            display.warn(f"{event.stage}: {event.detail}")
+        else:
+            self.close()
+            self.caught.saving = False
+            self.line(event)
+
+    def line(self, event: "Event") -> None:
+        label = click.style(event.stage.ljust(WIDTH), bold=event.kind == "finished", dim=event.kind == "skipped")
+        mark = click.style("✓", fg="green") if event.kind == "finished" else click.style("·", dim=True)
+        took = click.style(f"  {display.duration(event.seconds)}", dim=True) if event.seconds >= 1 else ""
+        text = event.detail if event.kind == "finished" else click.style(f"skipped: {event.detail}", dim=True)
+        display.note(f" {mark} {label}{text}{took}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

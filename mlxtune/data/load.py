@@ -1,0 +1,58 @@
+"""The data of a recipe -> rows and examples by split. Knows files, formats and the split, not tokens."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mlxtune.data.files import SPLIT_NAMES, Row, read_rows, resolve, split_files
+from mlxtune.data.formats import Example, kept, to_example, to_value
+from mlxtune.data.split import split
+from mlxtune.errors import DataError, RecipeError
+from mlxtune.recipe import DataRecipe
+
+Rows = list[tuple[Row, Example]]
+
+
+def files_of(data: DataRecipe) -> dict[str, Path]:
+    """The files that a recipe names, by split; one file of everything has the key `all`."""
+    if data.path is None:
+        raise RecipeError("is not set", where="data.path", hint="give --data FILE, or data.path in the recipe")
+    path = resolve(data.path)
+    return split_files(path) if path.is_dir() else {"all": path}
+
+
+def read_examples(path: Path, data: DataRecipe) -> Rows:
+    """The rows of a file that `data.keep` keeps. Raises DataError if none is left."""
+    rows = [(row, to_example(row, data)) for row in read_rows(path) if kept(row, data)]
+    if not rows:
+        raise DataError("has no row that data.keep keeps", where=path, hint="check its columns and values")
+    return rows
+
+
+def load_splits(data: DataRecipe, seed: int, label: str | None) -> dict[str, Rows]:
+    """Rows by split: train, valid, test. What a folder has no file for is split off its train file.
+
+    Raises DataError, or RecipeError when `data.path` is not set.
+    """
+    found = {name: read_examples(path, data) for name, path in files_of(data).items()}
+    whole = found.pop("all", None) or found.pop("train", None)
+    if whole is None:
+        raise DataError("has no train file", where=data.path, hint="name the rows to learn from train.jsonl")
+    wanted = replace(data, valid=0.0 if "valid" in found else data.valid, test=0.0 if "test" in found else data.test)
+    parts = split(whole, wanted, seed, label) if wanted.valid or wanted.test else {"train": whole}
+    return {name: found.get(name) or parts.get(name, []) for name in SPLIT_NAMES}
+
+
+def write_rows(path: Path, rows: Sequence[tuple[Row, Example]]) -> None:
+    """Writes canonical rows as JSONL: use it inside `rundir.staged`."""
+    lines = (json.dumps(to_value(example), ensure_ascii=False) for _, example in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_split(folder: Path, name: str) -> Rows:
+    """The rows of one split of a run's `data/`; an empty split has an empty file."""
+    path = folder / f"{name}.jsonl"
+    if path.is_file() and path.stat().st_size == 0:
+        return []
+    return [(row, to_example(row, DataRecipe())) for row in read_rows(path)]

@@ -1,0 +1,213 @@
+"""An Example -> a Sample: tokens, and which of them are learned. Knows a tokenizer, not a model.
+
+With a chat template, the place of each answer is found in the template's own text: the rendering of the messages
+before it, with the generation prompt, must be the beginning of the rendering of the whole. What is learned is the
+answer's text and the end-of-turn token behind it. A row for which this cannot be shown is refused.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from mlxtune.data.files import Row
+from mlxtune.data.formats import Chat, Completion, Example, Text
+from mlxtune.errors import DataError
+from mlxtune.recipe import DataRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Tokens of one row; `trained[t]` says whether token t is a target. Both have length T.
+
+    The last answer's text is `answer`, and the `prompt_length` tokens before it ask for it (None and 0: plain text).
+    """
+
+    where: str
+    tokens: list[int]
+    trained: list[bool]
+    prompt_length: int
+    answer: str | None
+
+    @property
+    def trained_count(self) -> int:
+        return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The samples of a file, and the rows left out because they are too long."""
+
+    samples: list[Sample]
+    too_long: list[str]
+
+
+def render(
+    rows: Sequence[tuple[Row, Example]],
+    tokenizer: Any,
+    ends: set[int],
+    data: DataRecipe,
+    max_seq_length: int,
+    on_row: Callable[[int], None] = lambda done: None,
+) -> Rendered:
+    """Samples of all rows. `tokenizer` is a fast tokenizer of transformers, `ends` its end-of-turn tokens.
+
+    Raises DataError for a row that cannot be rendered exactly, and for rows longer than `max_seq_length` tokens
+    unless `data.too_long` is `drop`.
+    """
+    controls = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    samples: list[Sample] = []
+    too_long: list[tuple[str, int]] = []
+    for done, (row, example) in enumerate(rows, start=1):
+        sample = _sample(row.where, example, tokenizer, ends, controls, data.mask_prompt)
+        if len(sample.tokens) > max_seq_length:
+            too_long.append((row.where, len(sample.tokens)))
+        else:
+            samples.append(sample)
+        on_row(done)
+    if too_long and data.too_long == "error":
+        where, longest = max(too_long, key=lambda each: each[1])
+        raise DataError(
+            f"has {longest} tokens, more than train.max_seq_length {max_seq_length} ({len(too_long)} such rows)",
+            where=where,
+            hint=f"set max_seq_length to {longest}, or data.too_long to drop",
+        )
+    return Rendered(samples, [where for where, _ in too_long])
+
+
+def _sample(
+    where: str, example: Example, tokenizer: Any, ends: set[int], controls: list[str], mask_prompt: bool
+) -> Sample:
+    _refuse_controls(where, example, controls)
+    if isinstance(example, Text):
+        tokens = [*tokenizer.encode(example.text), tokenizer.eos_token_id]
+        return Sample(where, tokens, [False] + [True] * (len(tokens) - 1), 0, None)
+    if isinstance(example, Completion) and tokenizer.chat_template is None:
+        sample = _plain_completion(where, example, tokenizer)
+    else:
+        chat = example if isinstance(example, Chat) else _as_chat(example)
+        sample = _chat(where, chat, tokenizer, ends)
+    if mask_prompt:
+        return sample
+    return Sample(
+        where, sample.tokens, [False] + [True] * (len(sample.tokens) - 1), sample.prompt_length, sample.answer
+    )
+
+
+def _as_chat(example: Completion) -> Chat:
+    return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
+
+
+def _refuse_controls(where: str, example: Example, controls: list[str]) -> None:
+    texts = (
+        [str(message["content"]) for message in example.messages]
+        if isinstance(example, Chat)
+        else [example.prompt, example.completion] if isinstance(example, Completion) else [example.text]
+    )  # fmt: skip
+    for text, control in itertools.product(texts, controls):
+        if control in text:
+            raise DataError(
+                f"holds the text {control!r}, which this tokenizer reads as a control token",
+                where=where,
+                hint="delete it",
+            )
+
+
+def _plain_completion(where: str, example: Completion, tokenizer: Any) -> Sample:
+    prompt = tokenizer.encode(example.prompt)
+    tokens = tokenizer.encode(example.prompt + example.completion)
+    if tokens[: len(prompt)] != prompt:
+        raise DataError(
+            "the end of the prompt and the start of the answer make one token",
+            where=where,
+            hint="move the space from the prompt's end to the answer's start",
+        )
+    tokens = [*tokens, tokenizer.eos_token_id]
+    trained = [position >= len(prompt) for position in range(len(tokens))]
+    return Sample(where, tokens, trained, len(prompt), example.completion)
+
+
+def _chat(where: str, chat: Chat, tokenizer: Any, ends: set[int]) -> Sample:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "has messages, but the tokenizer has no chat template",
+            where=where,
+            hint="use prompt/completion rows, or a model made for chat",
+        )
+    text = _template(where, chat, chat.messages, tokenizer, ask=False)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    trained = [False] * len(tokens)
+    prompt_length, answer = 0, None
+    for number, message in enumerate(chat.messages):
+        if message["role"] != "assistant":
+            continue
+        asked = _template(where, chat, chat.messages[:number], tokenizer, ask=True)
+        if not text.startswith(asked):
+            raise DataError(
+                f"message {number + 1}: the chat template renders the messages before it otherwise once it is there",
+                where=where,
+                hint="split the conversation so that this answer comes last",
+            )
+        answer = message["content"]
+        start = len(asked) + _find_answer(where, number, text[len(asked) :], answer)
+        stop = start + len(answer.strip())
+        first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
+        if offsets[first][0] < len(asked):
+            raise DataError(
+                f"message {number + 1}: its beginning and the end of the generation prompt make one token", where=where
+            )
+        prompt_length = first
+        last = _end_of_turn(where, number, offsets, tokens, stop, text, ends, tokenizer)
+        trained[first : last + 1] = [True] * (last + 1 - first)
+    asked_tokens = tokenizer.encode(asked, add_special_tokens=False)
+    if tokens[:prompt_length] != asked_tokens:
+        raise DataError("its prompt has other tokens alone than with its answer", where=where)
+    return Sample(where, tokens, trained, prompt_length, answer)
+
+
+def _template(where: str, chat: Chat, messages: list[dict[str, Any]], tokenizer: Any, *, ask: bool) -> str:
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tools=chat.tools or None, add_generation_prompt=ask, tokenize=False)
+        )
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        raise DataError(f"the chat template refuses it: {error}", where=where) from None
+
+
+def _find_answer(where: str, number: int, rest: str, answer: str) -> int:
+    """Where the answer starts in `rest`, the text behind the generation prompt: at its start, white space aside."""
+    found = len(rest) - len(rest.lstrip())
+    if not rest[found:].startswith(answer.strip()):
+        raise DataError(f"message {number + 1}: the chat template changes this answer", where=where)
+    return found
+
+
+def _end_of_turn(
+    where: str,
+    number: int,
+    offsets: list[tuple[int, int]],
+    tokens: list[int],
+    stop: int,
+    text: str,
+    ends: set[int],
+    tokenizer: Any,
+) -> int:
+    """Index of the token that ends the turn: the first end or control token behind the answer, only space between."""
+    special = set(tokenizer.all_special_ids) | {
+        token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    for index, (begin, _) in enumerate(offsets):
+        if begin < stop:
+            continue
+        if text[stop:begin].strip():
+            break
+        if tokens[index] in ends or tokens[index] in special:
+            return index
+    raise DataError(
+        f"message {number + 1}: no end-of-turn token follows it in the chat template",
+        where=where,
+        hint="use a model made for chat",
+    )

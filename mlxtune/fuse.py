@@ -1,0 +1,144 @@
+"""Fuses an adapter into its base and measures what was kept. Knows folders and samples, not files of data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map, tree_unflatten
+
+from mlxtune import adapter, likelihood, model
+from mlxtune.data.render import Sample
+from mlxtune.errors import FuseError, InputError
+from mlxtune.quant import rtn
+from mlxtune.recipe import FuseRecipe, QuantizeRecipe
+from mlxtune.rundir import refuse_existing, size_of, staged, write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """What fusing did. Losses in nats per supervised token on `rows` rows; `kept` is the share of the adapter's gain.
+
+    The losses and `kept` are None where there were no rows; `kept` is None too where the adapter gained nothing.
+    """
+
+    path: str
+    layers: int
+    bits: int | None
+    bytes: int
+    rows: int
+    base_loss: float | None
+    adapter_loss: float | None
+    fused_loss: float | None
+    kept: float | None
+
+
+def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, samples: Sequence[Sample] = ()) -> Fused:
+    """Writes base + adapter as one model to `out`, in the base's own precision unless `settings` says otherwise.
+
+    Raises FuseError, and writes nothing, when less than `settings.keep` of the adapter's gain on `samples` survives.
+    """
+    refuse_existing(out, "--save-path")
+    for inside in (base, adapter_path):
+        if inside.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError("lies inside its own input", where=out, hint="choose a folder outside it")
+    adapter.check(adapter_path)
+    base_loss, adapter_loss = _losses_before(base, adapter_path, samples)
+    lm = model.load(base, stored=True)
+    adapter.load(lm, adapter_path)
+    layers = len(adapter.adapted_layers(lm.net))
+    config = fuse_layers(lm.net, lm.config, settings)
+    with staged(out) as scratch:
+        model.save(scratch, lm.net, config, base)
+        fused_loss = likelihood.mean_nats(model.load(scratch).net, samples) if samples else None
+        result = Fused(
+            path=str(out),
+            layers=layers,
+            bits=_bits(config, settings),
+            bytes=sum(size_of(file) for file in model.weight_files(scratch)),
+            rows=len(samples),
+            base_loss=base_loss,
+            adapter_loss=adapter_loss,
+            fused_loss=fused_loss,
+            kept=kept_share(base_loss, adapter_loss, fused_loss),
+        )
+        if result.kept is not None and result.kept < settings.keep:
+            raise FuseError(
+                f"fusing would keep {max(0.0, result.kept):.0%} of what the adapter learned, less than "
+                f"{settings.keep:.0%} (loss of base {base_loss:.4f}, adapter {adapter_loss:.4f}, "
+                f"fused {fused_loss:.4f}); nothing was written",
+                where=out,
+                hint=ways_out(result.bits),
+            )
+        write_json(scratch / "fuse.json", asdict(result))
+    return result
+
+
+def ways_out(bits: int | None) -> str:
+    """What would keep more of the adapter."""
+    higher = "" if bits is None or bits >= 8 else "--q-bits 8 or "
+    return f"use {higher}--dequantize"
+
+
+def kept_share(base: float | None, adapter: float | None, fused: float | None) -> float | None:
+    """(base - fused) / (base - adapter): the share of the adapter's gain in loss that the fused model has."""
+    if base is None or adapter is None or fused is None or adapter >= base:
+        return None
+    return (base - fused) / (base - adapter)
+
+
+def _losses_before(base: Path, adapter_path: Path, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
+    if not samples:
+        return None, None
+    lm = model.load(base)
+    base_loss = likelihood.mean_nats(lm.net, samples)
+    adapter.load(lm, adapter_path)
+    return base_loss, likelihood.mean_nats(lm.net, samples)
+
+
+def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) -> dict[str, Any]:
+    """Replaces each adapted layer of `net` by W + scale·(A·B)ᵀ, computed in float32; returns the config for it.
+
+    A layer that was quantized is packed again, with `settings.bits` where they are given; others keep their bytes.
+    """
+    packing = config.get("quantization")
+    described = dict(packing) if packing else None
+    fused = []
+    for name, layer in adapter.adapted_layers(net):
+        stored = layer.linear
+        dtype = (stored.scales if "scales" in stored and stored.scales.dtype != mx.uint8 else layer.lora_a).dtype
+        dtype = stored.weight.dtype if mx.issubdtype(stored.weight.dtype, mx.floating) else dtype
+        layer.linear.update(tree_map(_float32, stored.parameters()))
+        dense = layer.fuse(dequantize=True)
+        dense.update(tree_map(lambda w, dtype=dtype: w.astype(dtype), dense.parameters()))
+        if described is not None and not settings.dequantize and hasattr(stored, "bits"):
+            own = {"group_size": stored.group_size, "bits": stored.bits, "mode": stored.mode}
+            if settings.bits is not None and settings.bits != stored.bits:
+                own = {
+                    "group_size": 64 if own["mode"] != "affine" else own["group_size"],
+                    "bits": settings.bits,
+                    "mode": "affine",
+                }
+                described[name] = own
+            dense = dense.to_quantized(**own)
+        fused.append((name, dense))
+    net.update_modules(tree_unflatten(fused))
+    if settings.dequantize:
+        model.dequantize(net)
+        return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+    if described is not None:
+        return {**config, "quantization": described, "quantization_config": described}
+    if settings.bits is not None:
+        config, _ = rtn.quantize(net, config, QuantizeRecipe(bits=settings.bits))
+    return config
+
+
+def _float32(weight: mx.array) -> mx.array:
+    return weight.astype(mx.float32) if mx.issubdtype(weight.dtype, mx.floating) else weight
+
+
+def _bits(config: dict[str, Any], settings: FuseRecipe) -> int | None:
+    packing = config.get("quantization")
+    return (settings.bits or int(packing["bits"])) if packing else None

@@ -1,0 +1,45 @@
+"""How likely a network finds the supervised tokens of a batch, in nats. Knows batches and nets, not training."""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxtune.data.batches import in_order, make_batch
+from mlxtune.data.render import Sample
+
+
+def row_nats(net: nn.Module, tokens: mx.array, trained: mx.array) -> mx.array:
+    """Summed negative log-likelihood (B,) in nats of each row's supervised tokens.
+
+    tokens (B, T) int32, trained (B, T) bool: -sum over t >= 1 with trained[t] of log softmax(logits[t-1])[tokens[t]],
+    in float32 whatever the network computes in.
+    """
+    logits = net(tokens[:, :-1]).astype(mx.float32)  # (B, T-1, V)
+    targets = tokens[:, 1:]
+    chosen = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
+    nats = mx.logsumexp(logits, axis=-1) - chosen  # (B, T-1)
+    return mx.where(trained[:, 1:], nats, 0.0).sum(axis=-1)
+
+
+def measure(
+    net: nn.Module, samples: Sequence[Sample], batch_size: int = 8, on_row: Callable[[int], None] = lambda done: None
+) -> list[float]:
+    """Summed nats of each sample's supervised tokens, in the order of `samples`."""
+    net.eval()
+    nats = [0.0] * len(samples)
+    done = 0
+    for rows in in_order([len(sample.tokens) for sample in samples], batch_size):
+        batch = make_batch(samples, rows)
+        found = np.array(row_nats(net, mx.array(batch.tokens), mx.array(batch.trained)))
+        for row, value in zip(rows, found, strict=True):
+            nats[row] = float(value)
+        done += len(rows)
+        on_row(done)
+    return nats
+
+
+def mean_nats(net: nn.Module, samples: Sequence[Sample], batch_size: int = 8) -> float:
+    """Loss over all samples in nats per supervised token: every token weighs the same."""
+    return sum(measure(net, samples, batch_size)) / max(1, sum(sample.trained_count for sample in samples))

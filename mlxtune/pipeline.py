@@ -1,0 +1,310 @@
+"""A recipe -> the verbs in order; skips stages that are done. Knows the run folder, not the terminal."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any, Literal
+
+from mlxtune import adapter, hub, machine, model
+from mlxtune import recipe as recipes
+from mlxtune.convert import convert
+from mlxtune.data import load
+from mlxtune.data.audit import audit
+from mlxtune.data.render import Sample, render
+from mlxtune.errors import DataError, OutputError
+from mlxtune.evaluate import Evaluation, evaluate
+from mlxtune.fuse import fuse
+from mlxtune.model import LanguageModel
+from mlxtune.recipe import Recipe
+from mlxtune.report import build
+from mlxtune.rundir import RunDir, make_folder, size_of, staged, write_json, write_text
+from mlxtune.train import StepLog, Stop, train
+
+STAGES = (
+    "audit",
+    "split",
+    "convert",
+    "quantize",
+    "evaluate base",
+    "train",
+    "evaluate tuned",
+    "fuse",
+    "evaluate fused",
+    "report",
+)
+TRAIN_STAGES = ("audit", "split", "convert", "quantize", "train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What happens in a run: a stage starts, goes on (`done` of `total`), ends or is skipped, or warns."""
+
+    kind: Literal["started", "progress", "finished", "skipped", "warning"]
+    stage: str
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+
+
+OnEvent = Callable[[Event], None]
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    stages: tuple[str, ...] = STAGES,
+    on_event: OnEvent = lambda event: None,
+    stop: Stop = lambda: None,
+) -> dict[str, Any]:
+    """Does the `stages` of a recipe in the folder `out` and returns its report. A stage that is done is skipped.
+
+    Raises OutputError if `out` holds another recipe's run or another process works in it, and what the verbs raise.
+    """
+    folder = RunDir(out)
+    files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
+    source = hub.fetch(recipe.model, recipe.revision)
+    model.check(source)
+    _refuse_other(folder, recipe)
+    with folder.lock():
+        work = _Work(recipe, folder, source, files, on_event, stop)
+        for stage in STAGES:
+            if stage in stages:
+                work.do(stage)
+        return build.write(folder) if "report" in stages else build.build(folder)
+
+
+def _refuse_other(folder: RunDir, recipe: Recipe) -> None:
+    """A run folder belongs to one recipe."""
+    if folder.root.exists() and not folder.root.is_dir():
+        raise OutputError("is a file", where=folder.root, hint="choose another --out")
+    if folder.recipe.exists():
+        if recipes.to_dict(recipes.load(folder.recipe)) != recipes.to_dict(recipe):
+            raise OutputError(
+                "holds a run of another recipe", where=folder.root, hint="choose another --out, or remove the folder"
+            )
+    elif folder.root.exists() and any(each.name != ".lock" for each in folder.root.iterdir()):
+        raise OutputError("is not empty and holds no run", where=folder.root, hint="choose another --out")
+
+
+class _Work:
+    """The state of one run: what one stage made and later ones use again."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunDir, source: Path, files: dict[str, Path], on_event: OnEvent, stop: Stop
+    ):
+        self.recipe, self.folder, self.source, self.files = recipe, folder, source, files
+        self.on_event, self.stop = on_event, stop
+        self.audited: dict[str, Any] | None = None
+        self.splits: dict[str, load.Rows] | None = None
+        self.rendered: dict[str, list[Sample]] = {}
+        self.base_lm: LanguageModel | None = None
+        self.tuned_lm: LanguageModel | None = None
+
+    def do(self, stage: str) -> None:
+        """Does one stage, or says why it is skipped."""
+        done, action = {
+            "audit": (self.folder.data, self.audit),
+            "split": (self.folder.data, self.split),
+            "convert": (self.folder.origin, self.convert),
+            "quantize": (self.folder.base, self.quantize),
+            "evaluate base": (self.folder.evaluation("base"), self.evaluate_base),
+            "train": (self.folder.adapter, self.train),
+            "evaluate tuned": (self.folder.evaluation("tuned"), self.evaluate_tuned),
+            "fuse": (self.folder.fused, self.fuse),
+            "evaluate fused": (self.folder.evaluation("fused"), self.evaluate_fused),
+            "report": (None, self.report),
+        }[stage]
+        if stage == "quantize" and self.recipe.quantize is None:
+            return self.on_event(Event(kind="skipped", stage=stage, detail="the recipe has no quantize section"))
+        if done is not None and done.exists():
+            return self.on_event(Event(kind="skipped", stage=stage, detail="done already"))
+        self.on_event(Event(kind="started", stage=stage))
+        started = time.monotonic()
+        detail = action()
+        self.on_event(Event(kind="finished", stage=stage, detail=detail, seconds=time.monotonic() - started))
+        return None
+
+    def audit(self) -> str:
+        self.audited = audit(self.files, self.recipe.data, self.recipe.evaluate.label).to_dict()
+        findings = [each for each in self.audited["findings"] if each["severity"] != "info"]
+        for each in findings:
+            if each["kind"] == "malformed":
+                load.load_splits(self.recipe.data, self.recipe.seed, self.recipe.evaluate.label)  # raises it
+        found = ", ".join(f"{each['count']} {each['kind'].replace('_', ' ')}" for each in findings) or "nothing to mend"
+        return f"{self.audited['rows']} rows; {found}"
+
+    def split(self) -> str:
+        self.splits = load.load_splits(self.recipe.data, self.recipe.seed, self.recipe.evaluate.label)
+        too_long = 0
+        for name in self.splits:
+            too_long += self.render(name)
+        for name in ("train", "test"):
+            if not self.rendered[name] and (name == "train" or self.recipe.data.test > 0):
+                raise DataError(f"the {name} split has no rows", where=self.recipe.data.path, hint="give more rows")
+        if not self.folder.recipe.exists():
+            make_folder(self.folder.root)
+            write_text(self.folder.recipe, recipes.dump(self.recipe))
+        with staged(self.folder.data) as scratch:
+            for name, rows in self.splits.items():
+                load.write_rows(scratch / f"{name}.jsonl", rows)
+            write_json(scratch / "audit.json", self.audited)
+        dropped = f"; {too_long} too long, left out" if too_long else ""
+        return " · ".join(f"{name} {len(rows)}" for name, rows in self.rendered.items()) + dropped
+
+    def render(self, name: str) -> int:
+        """Renders one split; returns how many rows were too long."""
+        rows = self.splits[name] if self.splits is not None else load.read_split(self.folder.data, name)
+        rendered = render(
+            rows,
+            self.tokenizer._tokenizer,  # the fast tokenizer inside mlx-lm's wrapper
+            self.tokenizer.eos_token_ids,
+            self.recipe.data,
+            self.recipe.train.max_seq_length,
+            lambda done: self.on_event(Event(kind="progress", stage="split", done=done, total=len(rows))),
+        )
+        self.rendered[name] = rendered.samples
+        return len(rendered.too_long)
+
+    def samples(self, name: str) -> list[Sample]:
+        if name not in self.rendered:
+            self.render(name)
+        return self.rendered[name]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return model.load_tokenizer(self.source, model.check(self.source))
+
+    def convert(self) -> str:
+        config = model.check(self.source)
+        size = sum(file.stat().st_size for file in model.weight_files(self.source))
+        write_json(self.folder.origin, origin(self.recipe, self.source, self.files))
+        return f"{config['model_type']}, {size / 1e6:.1f} MB, ready for MLX as it is"
+
+    def quantize(self) -> str:
+        assert self.recipe.quantize is not None
+        done = convert(self.source, self.folder.base, quantize=self.recipe.quantize)
+        for name, reason in list(done.left_out.items())[:3]:
+            self.on_event(Event(kind="warning", stage="quantize", detail=f"{name} stays as it is: {reason}"))
+        sizes = f"{done.bytes_before / 1e6:.1f} MB → {done.bytes_after / 1e6:.1f} MB"
+        return f"{sizes}, {done.bits_per_weight:.2f} bits per weight"
+
+    @property
+    def base(self) -> Path:
+        return self.folder.base if self.recipe.quantize is not None else self.source
+
+    def load_base(self) -> LanguageModel:
+        if self.base_lm is None:
+            self.base_lm = model.load(self.base)
+        return self.base_lm
+
+    def load_tuned(self) -> LanguageModel:
+        if self.tuned_lm is None:
+            self.tuned_lm = self.load_base()
+            adapter.load(self.tuned_lm, self.folder.adapter)
+            self.base_lm = None
+        return self.tuned_lm
+
+    def evaluate_base(self) -> str:
+        return self.evaluated("base", self.load_base(), None)
+
+    def evaluate_tuned(self) -> str:
+        return self.evaluated("tuned", self.load_tuned(), self.folder.adapter)
+
+    def evaluate_fused(self) -> str:
+        return self.evaluated("fused", model.load(self.folder.fused), None)
+
+    def evaluated(self, name: str, lm: LanguageModel, adapter_path: Path | None) -> str:
+        if not self.samples("test"):
+            return "no test rows"
+        stage = f"evaluate {name}"
+        done = evaluate(
+            lm,
+            self.samples("test"),
+            self.recipe.evaluate,
+            adapter_path=adapter_path,
+            on_row=lambda phase, at, total: self.on_event(
+                Event(kind="progress", stage=stage, detail=phase, done=at, total=total)
+            ),
+        )
+        write_json(self.folder.evaluation(name), done.to_dict())
+        return summary(done)
+
+    def train(self) -> str:
+        def on_step(log: StepLog, steps: int) -> None:
+            detail = f"loss {log.train_loss:.3f}  {log.tokens_per_second:.0f} tokens/s"
+            self.on_event(Event(kind="progress", stage="train", detail=detail, done=log.step, total=steps))
+
+        lm = self.load_base()
+        self.base_lm = None
+        done = train(
+            lm,
+            self.samples("train"),
+            self.samples("valid"),
+            self.recipe,
+            self.folder.root,
+            on_step=on_step,
+            on_warning=lambda text: self.on_event(Event(kind="warning", stage="train", detail=text)),
+            stop=self.stop,
+        )
+        self.tuned_lm = lm
+        if done.first_valid_loss is None or done.best_valid_loss is None:
+            return f"{done.steps} updates, loss {done.last_train_loss:.3f}, {done.tokens_per_second:.0f} tokens/s"
+        return (
+            f"{done.steps} updates, validation loss {done.first_valid_loss:.3f} → {done.best_valid_loss:.3f} "
+            f"(best at {done.best_step}), {done.tokens_per_second:.0f} tokens/s"
+        )
+
+    def fuse(self) -> str:
+        self.base_lm = self.tuned_lm = None
+        done = fuse(self.base, self.folder.adapter, self.folder.fused, self.recipe.fuse, self.samples("valid"))
+        kept = f"kept {done.kept:.1%} of the gain" if done.kept is not None else "not checked: no validation rows"
+        return f"{done.layers} layers, {done.bytes / 1e6:.1f} MB, {kept}"
+
+    def report(self) -> str:
+        return str(self.folder.report("html"))
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The scores in a line."""
+    shown = []
+    for score in evaluation.scores:
+        if score.metric == "perplexity":
+            continue
+        value = f"{score.value:.1%}" if score.unit == "share" else f"{score.value:.3f}"
+        shown.append(f"{score.metric.replace('_', ' ')} {value}")
+    return f"{', '.join(shown)} on {evaluation.n} rows"
+
+
+def origin(recipe: Recipe, source: Path, files: dict[str, Path]) -> dict[str, Any]:
+    """Where a run comes from: model, data, machine and versions, with sha256 of every file."""
+    weights = model.weight_files(source)
+    return {
+        "model": {
+            "name": recipe.model,
+            "path": str(source),
+            "revision": hub.revision_of(source),
+            "bytes": sum(size_of(file) for file in weights),
+            "sha256": {file.name: _sha256(file) for file in [source / "config.json", *weights]},
+        },
+        "data": {
+            "path": recipe.data.path,
+            "sha256": {str(file): _sha256(file) for file in files.values()},
+        },
+        "machine": asdict(machine.facts()),
+        "versions": {
+            "python": python_version(),
+            **{name.replace("-", "_"): metadata.version(name) for name in ("mlxtune", "mlx", "mlx-lm")},
+        },
+    }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

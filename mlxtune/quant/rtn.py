@@ -1,0 +1,69 @@
+"""Round-to-nearest quantization, as MLX packs it. Knows networks and bits, not folders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlxtune.errors import ModelError
+from mlxtune.model import parameter_count
+from mlxtune.recipe import QuantizeRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What was done: bits per weight over all weights, and the layers left in full precision with the reason."""
+
+    bits_per_weight: float
+    layers: int
+    left_out: dict[str, str]
+
+
+def quantize(net: nn.Module, config: dict[str, Any], spec: QuantizeRecipe) -> tuple[dict[str, Any], Quantized]:
+    """Quantizes the layers of `net` in place; returns the config that describes it.
+
+    Raises ModelError for a net that is quantized already, or when the group size divides no layer.
+    """
+    if "quantization" in config:
+        raise ModelError("is quantized already", hint="start from the original model, or dequantize it first")
+    wanted: Callable[[str, nn.Module], bool | dict[str, Any]] | None = getattr(net, "quant_predicate", None)
+    packing = {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
+    described: dict[str, Any] = dict(packing)
+    left_out: dict[str, str] = {}
+    done: list[str] = []
+
+    def choose(name: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        inputs = module.weight.shape[-1]
+        if inputs % spec.group_size:
+            left_out[name] = f"{inputs} inputs are no multiple of {spec.group_size}"
+            return False
+        choice = wanted(name, module) if wanted is not None else True
+        if isinstance(choice, dict):
+            described[name] = choice
+        if choice:
+            done.append(name)
+        else:
+            left_out[name] = "the architecture keeps it in full precision"
+        return choice
+
+    nn.quantize(net, spec.group_size, spec.bits, mode=spec.mode, class_predicate=choose)
+    if not done:
+        raise ModelError(
+            f"no layer can be quantized in groups of {spec.group_size}",
+            where="group_size",
+            hint="try 32, or leave it out",
+        )
+    mx.eval(net.parameters())
+    new_config = {**config, "quantization": described, "quantization_config": described}
+    return new_config, Quantized(bits_per_weight(net), len(done), left_out)
+
+
+def bits_per_weight(net: nn.Module) -> float:
+    """Stored bits over weights, scales and biases included."""
+    stored: int = sum(weight.nbytes for _, weight in tree_flatten(net.parameters()))
+    return 8 * stored / parameter_count(net)

@@ -1,0 +1,146 @@
+"""Loss curves and bars as SVG texts for an HTML page. Knows points and shares, not runs.
+
+Colours are CSS variables (`STYLE` has the classes), so that one drawing serves light, dark and paper.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mlxtune.report.score import Score
+from mlxtune.report.words import figure, number
+
+WIDTH, HEIGHT = 440, 270
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 44  # margins around the plot
+BAR_LEFT, BAR_STEP, BAR_HEIGHT = 52, 52, 20
+
+STYLE = """
+svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
+svg text{fill:var(--muted)}
+svg .strong{fill:var(--text);font-weight:600}
+svg .grid{stroke:var(--line);stroke-width:1}
+svg .train{fill:none;stroke:var(--train);stroke-width:1.5}
+svg .valid{fill:none;stroke:var(--accent);stroke-width:2.5}
+svg .dot{fill:var(--accent)}
+svg .train-dot{fill:var(--train)}
+svg .best{fill:none;stroke:var(--text);stroke-width:1.5}
+svg .best-line{stroke:var(--text);stroke-width:1;stroke-dasharray:3 3}
+svg .bar-base{fill:var(--train)}
+svg .bar-tuned,svg .bar-fused{fill:var(--accent)}
+svg .whisker{stroke:var(--text);stroke-width:1.5}
+"""
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that span `low` to `high`, about `count` of them."""
+    if high <= low:
+        low, high = low - 0.5, low + 0.5
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def loss_curve(curve: Sequence[dict[str, Any]], best_step: int | None) -> str:
+    """Training and validation loss over the steps, the best validation step marked; empty without any loss.
+
+    curve: dicts of `step`, `train_loss` and `valid_loss`, where a loss may be None.
+    """
+    train = [(each["step"], each["train_loss"]) for each in curve if each["train_loss"] is not None]
+    valid = [(each["step"], each["valid_loss"]) for each in curve if each["valid_loss"] is not None]
+    if not train and not valid:
+        return ""
+    losses = [loss for _, loss in train + valid]
+    steps = ticks(0, max(step for step, _ in train + valid) or 1)
+    # from zero where that wastes little: a curve that starts elsewhere makes small gains look large
+    levels = ticks(0.0 if min(losses) < 0.6 * max(losses) else min(losses), max(losses))
+    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def x(step: float) -> float:
+        return LEFT + across * step / steps[-1]
+
+    def y(loss: float) -> float:
+        return TOP + down * (levels[-1] - loss) / (levels[-1] - levels[0])
+
+    parts = []
+    for level in levels:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>')
+        parts.append(_text(LEFT - 8, y(level) + 4, f"{level:g}", "end"))
+    for step in steps:
+        if step == int(step):
+            parts.append(_text(x(step), HEIGHT - BOTTOM + 18, f"{step:,.0f}", "middle"))
+    parts.append(_text(LEFT + across / 2, HEIGHT - 6, "updates", "middle"))
+    parts.append(_text(LEFT - 40, 14, "loss, nats per token", "start"))
+    parts.append(_series("train", train, x, y))
+    parts.append(_series("valid", valid, x, y))
+    # a line through one point cannot be seen
+    parts += [f'<circle class="train-dot" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"/>' for s, v in train[: len(train) == 1]]
+    parts += [f'<circle class="dot" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"/>' for s, v in valid]
+    parts += [_best(x(s), y(v), s, v) for s, v in valid if s == best_step]
+    legend = [("train", "training", train), ("valid", "validation", valid)]
+    for index, (name, words, points) in enumerate(legend):
+        if points:
+            left = WIDTH - RIGHT - 190 + 95 * index
+            parts.append(f'<line class="{name}" x1="{left}" x2="{left + 20}" y1="10" y2="10"/>')
+            parts.append(_text(left + 26, 14, words, "start"))
+    return _svg(WIDTH, HEIGHT, "Training and validation loss over the updates", parts)
+
+
+def bars(columns: Sequence[tuple[str, Score]]) -> str:
+    """One bar for each named share, with its 95 % interval as a whisker; empty without any."""
+    if not columns:
+        return ""
+    height = TOP + BAR_STEP * len(columns) + 22
+    across = WIDTH - BAR_LEFT - RIGHT
+
+    def x(share: float) -> float:
+        return BAR_LEFT + across * share
+
+    parts = []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<line class="grid" x1="{x(share):.1f}" x2="{x(share):.1f}" y1="{TOP - 8}" y2="{height - 20}"/>')
+        parts.append(_text(x(share), height - 4, f"{share * 100:.0f} %", "end" if share == 1 else "middle"))
+    for index, (name, score) in enumerate(columns):
+        top = TOP + BAR_STEP * index + 16
+        middle = top + BAR_HEIGHT / 2
+        parts.append(_text(BAR_LEFT - 8, middle + 4, name, "end", "strong"))
+        parts.append(_text(BAR_LEFT + 4, top - 5, figure(score), "start"))
+        parts.append(
+            f'<rect class="bar-{html.escape(name)}" x="{BAR_LEFT}" y="{top}" '
+            f'width="{max(1.0, across * score.value):.1f}" height="{BAR_HEIGHT}" rx="2"/>'
+        )
+        low, high = x(score.ci_low), x(score.ci_high)
+        parts.append(f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>')
+        for end in (low, high):
+            parts.append(
+                f'<line class="whisker" x1="{end:.1f}" x2="{end:.1f}" y1="{middle - 5:.1f}" y2="{middle + 5:.1f}"/>'
+            )
+    return _svg(WIDTH, height, "Share of right answers with 95 % intervals", parts)
+
+
+def _svg(width: int, height: int, title: str, parts: list[str]) -> str:
+    body = "".join(part for part in parts if part)
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
+
+
+def _text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
+    named = f' class="{style}"' if style else ""
+    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+
+def _series(name: str, points: list[tuple[int, float]], x: Any, y: Any) -> str:
+    if len(points) < 2:
+        return ""
+    return f'<polyline class="{name}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
+
+
+def _best(x: float, y: float, step: int, loss: float) -> str:
+    anchor, shift = ("end", -8) if x > WIDTH / 2 else ("start", 8)
+    words = _text(x + shift, max(TOP + 10, y - 12), f"best: {number(loss)} at update {step:,}", anchor, "strong")
+    base = HEIGHT - BOTTOM
+    return (
+        f'<line class="best-line" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{base}"/>'
+        f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="6"/>{words}'
+    )

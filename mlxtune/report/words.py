@@ -1,0 +1,173 @@
+"""Figures and texts as people read them, for the terminal, Markdown and HTML alike. Knows no colours and no layout."""
+
+import re
+import shlex
+from typing import Any
+
+from mlxtune.report.score import Score
+
+COLUMNS = ("base", "tuned", "fused")
+METRIC_NAMES = {
+    "loss": "held-out loss",
+    "perplexity": "perplexity",
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+}
+
+# what would not show, or would turn the text around it: bidirectional embeddings and overrides, lone surrogates
+_UNSEEN = re.compile("[\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown as symbols (`␛`) and whose line ends are all `\\n`."""
+    return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n").translate(_CONTROL))
+
+
+def shorten(text: str, longest: int = 600) -> str:
+    """A text of at most `longest` characters, cut in its middle: the end of a prompt often holds the question."""
+    if len(text) <= longest:
+        return text
+    cut = " […] "
+    head = (longest - len(cut)) * 2 // 3
+    return text[:head] + cut + text[len(text) - (longest - len(cut) - head) :]
+
+
+def percent(share: float) -> str:
+    """`91.7 %`; only a whole share is written `100 %`, only an empty one `0 %`."""
+    for decimals in (1, 2, 3):
+        text = f"{share * 100:.{decimals}f}"
+        if float(text) not in (0, 100) or share in (0, 1):
+            break
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def number(value: float) -> str:
+    """Three decimals where they say something: `0.412`, `23.118`, `1,530`, `0.0021`."""
+    if abs(value) >= 1e7:
+        return f"{value:.2e}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def value(score: Score) -> str:
+    return percent(score.value) if score.unit == "share" else number(score.value)
+
+
+def interval(score: Score) -> str:
+    """The 95 % interval as `84-96` (per cent) or `0.391-0.433`, with a decimal more where whole per cents say little."""
+    if score.unit != "share":
+        return f"{number(score.ci_low)}-{number(score.ci_high)}"
+    decimals = 0 if score.ci_high - score.ci_low >= 0.02 else 1
+    return f"{score.ci_low * 100:.{decimals}f}-{score.ci_high * 100:.{decimals}f}"
+
+
+def figure(score: Score) -> str:
+    """A value with its interval: `91.7 % (84-96)`."""
+    return f"{value(score)} ({interval(score)})"
+
+
+def size(n: float) -> str:
+    """Bytes for people: `5.5 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `42 s`, `3 min 10 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def scores(report: dict[str, Any], column: str) -> dict[str, Score]:
+    """The scores of `base`, `tuned` or `fused` by metric; empty where they are missing."""
+    return {each["metric"]: Score(**each) for each in report[column]}
+
+
+def metrics(report: dict[str, Any]) -> list[str]:
+    """The metrics that any column has, in the order of `METRIC_NAMES`, then others."""
+    found = {each["metric"] for column in COLUMNS for each in report[column]}
+    return [name for name in METRIC_NAMES if name in found] + sorted(found - METRIC_NAMES.keys())
+
+
+def metric_name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def size_cells(report: dict[str, Any]) -> list[str]:
+    """What each column takes on the disk; `tuned` is the base and its adapter together."""
+    sizes = report["sizes_bytes"]
+    base = sizes["base"] if sizes["quantized"] is None else sizes["quantized"]
+    tuned = None if base is None or sizes["adapter"] is None else base + sizes["adapter"]
+    return ["-" if each is None else size(each) for each in (base, tuned, sizes["fused"])]
+
+
+def table(report: dict[str, Any], shown: list[str]) -> list[list[str]]:
+    """Rows of name, base, tuned, fused for the given metrics, then the size on the disk."""
+    columns = [scores(report, column) for column in COLUMNS]
+    rows = [
+        [metric_name(metric), *(figure(column[metric]) if metric in column else "-" for column in columns)]
+        for metric in shown
+    ]
+    return [*rows, ["size on disk", *size_cells(report)]]
+
+
+def chat_command(report: dict[str, Any]) -> str | None:
+    """The command that chats with the result: the fused model, or the base with its adapter; None before training."""
+    paths = report["paths"]
+    if paths["fused"]:
+        return f"mlxtune chat --model {shlex.quote(paths['fused'])}"
+    base = paths["base"] or paths["model"]
+    if paths["adapter"] and base:
+        return f"mlxtune chat --model {shlex.quote(base)} --adapter-path {shlex.quote(paths['adapter'])}"
+    return None
+
+
+def training_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What training did, as names and figures."""
+    training = report["training"]
+    if training is None:
+        return []
+    share = training["trainable_parameters"] / training["parameters"] if training["parameters"] else 0.0
+    facts = [
+        ("rows", f"{training['rows']:,} ({training['epochs']:.3g} passes)"),
+        ("updates", f"{training['steps']:,}"),
+        ("tokens learned from", f"{training['trained_tokens']:,}"),
+        ("time", duration(training["seconds"])),
+        ("speed", f"{training['tokens_per_second']:,.0f} tokens a second"),
+        ("peak memory", f"{training['peak_memory_gb']:.2f} GB"),
+        ("adapter", f"{training['trainable_parameters']:,} parameters ({percent(share)} of the model)"),
+    ]
+    if training["best_valid_loss"] is not None:
+        best = f"{number(training['best_valid_loss'])} at step {training['best_step']:,}"
+        first = training["first_valid_loss"]
+        facts.append(("best validation loss", best if first is None else f"{best} (before: {number(first)})"))
+    return facts
+
+
+def provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the run comes from: model, data, machine and versions, as names and texts."""
+    origin = report["origin"]
+    if origin is None:
+        return []
+    model, data, machine, versions = (origin[name] for name in ("model", "data", "machine", "versions"))
+    revision = f" at {model['revision']}" if model.get("revision") else ""
+    facts = [("model", f"{model['name']}{revision} ({size(model['bytes'])})")]
+    facts += [(f"sha256 of {name}", digest) for name, digest in sorted(model.get("sha256", {}).items())]
+    rows = f" ({data['rows']:,} rows)" if isinstance(data.get("rows"), int) else ""
+    facts += [("data", f"{data['path']}{rows}"), ("sha256 of the data", str(data["sha256"]))]
+    device = f"{machine['device_name']} ({machine['device']})"
+    memory = size(machine["memory_bytes"])
+    facts.append(("machine", f"{machine['system']}, {device}, {machine['cores']} cores, {memory} memory"))
+    facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    if origin.get("seconds") is not None:
+        facts.append(("whole run", duration(origin["seconds"])))
+    return facts
