@@ -16,6 +16,7 @@ from mlxtune.errors import DataError
 from mlxtune.recipe import DataRecipe
 
 Pairs = list[tuple[Row, Example]]
+PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,18 @@ def split(rows: Pairs, data: DataRecipe, seed: int, label: str | None) -> dict[s
     if len(members) <= len(shares):
         raise DataError(
             f"{_counted(len(rows), 'row')} in {_counted(len(members), 'group')} that must stay together: too few for "
-            + " and ".join(["train", *sorted(shares, reverse=True)]),
+            + ", ".join(name for name in PARTS if name == "train" or name in shares),
             where=rows[0][0].file if rows else None,
             hint="add rows that ask something else, or set data.valid and data.test to 0",
         )
     strata = _strata(members, parts=1 + len(shares))
-    taken: dict[str, set[int]] = {}
+    sizes = [sum(group.size for group in stratum) for stratum in strata]
+    side = ["train"] * len(rows)
     for number, (name, share) in enumerate(shares.items()):
-        chosen = _take(strata, share, total=len(rows), parts_left=len(shares) - number)
-        taken[name] = {place for group in chosen for place in group.places}
-    held_out = set().union(*taken.values())
-    parts = {"train": set(range(len(rows))) - held_out, "valid": set[int](), "test": set[int](), **taken}
-    return {name: [rows[place] for place in sorted(places)] for name, places in parts.items()}
+        for group in _take(strata, [share * size for size in sizes], parts_left=len(shares) - number):
+            for place in group.places:
+                side[place] = name
+    return {name: [pair for pair, at in zip(rows, side, strict=True) if at == name] for name in PARTS}
 
 
 def _groups(rows: Pairs, data: DataRecipe, seed: int, label: str | None) -> list[_Group]:
@@ -95,18 +96,17 @@ def _strata(members: list[_Group], parts: int) -> list[list[_Group]]:
     return [*strata, rest] if rest else strata
 
 
-def _take(strata: list[list[_Group]], share: float, total: int, parts_left: int) -> list[_Group]:
-    """Takes groups out of the strata for one held-out part and returns them.
+def _take(strata: list[list[_Group]], wanted: list[float], parts_left: int) -> list[_Group]:
+    """Takes groups out of the strata for one held-out part, which wants so many rows of each, and returns them.
 
     Strata that have nothing in the part yet come first; then the one that is furthest behind its share by
     Sainte-Laguë's rule, the least (taken + size / 2) / wanted. Each stratum keeps a group for each of the `parts_left`
     after this one where it can. It ends when no group would bring the part closer to its share of all rows.
     """
-    wanted = [share * sum(group.size for group in stratum) for stratum in strata]
     counts = [0] * len(strata)
     chosen: list[_Group] = []
     while True:
-        room = 2 * (share * total - sum(counts)) + 1e-9  # a group up to twice the gap brings the part closer
+        room = 2 * (sum(wanted) - sum(counts)) + 1e-9  # a group up to twice the gap brings the part closer
         behind = [
             (number, group)
             for number, stratum in enumerate(strata)
@@ -128,9 +128,10 @@ def _take(strata: list[list[_Group]], share: float, total: int, parts_left: int)
 
 def _fitting(stratum: list[_Group], room: float, gap: float) -> list[_Group]:
     """At most one group of a stratum: the first that suits its gap, else the smallest; none if that has no room."""
-    suiting = next((group for group in stratum if group.size <= min(room, 2 * gap + 1e-9)), None)
-    smallest = min(stratum, key=lambda group: group.size)
-    found = suiting or smallest
+    limit = min(room, 2 * gap + 1e-9)
+    found = next((group for group in stratum if group.size <= limit), None)
+    if found is None:
+        found = min(stratum, key=lambda group: group.size)
     return [found] if found.size <= room else []
 
 

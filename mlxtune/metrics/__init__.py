@@ -1,1 +1,1 @@
-"""What is measured, one file per metric: a function from plain figures or texts to a Score. Knows no models, no files."""
+"""What is measured, one file per metric: a function from figures or texts to a Score. Knows no models or files."""

@@ -1,4 +1,4 @@
-"""The files of a run folder -> one report. Knows file names and shapes, not how they were made; reads, never measures."""
+"""The files of a run folder -> one report. Knows file names and shapes, not how they were made; never measures."""
 
 import json
 from collections.abc import Sequence
@@ -14,12 +14,20 @@ from mlxtune.rundir import RunDir, read_json, write_json, write_text
 
 SHOWN, SHOWN_WRONG = 8, 3  # sample rows, and how many of them are wrong ones where there are enough
 CURVE_POINTS = 500
-TRAINING_FIELDS = ("steps", "best_step", "best_valid_loss", "first_valid_loss", "seconds", "trained_tokens", "rows")
-TRAINING_FIELDS += ("epochs", "tokens_per_second", "peak_memory_gb", "trainable_parameters", "parameters")
+TRAINING_FIELDS = (
+    *("steps", "best_step", "best_valid_loss", "first_valid_loss", "seconds", "trained_tokens", "rows", "epochs"),
+    *("tokens_per_second", "peak_memory_gb", "trainable_parameters", "parameters"),
+)
+FINDING_FIELDS = ("kind", "severity", "count", "detail", "advice")
 EVALUATION_FIELDS = ("model", "adapter", "n", "scores", "predictions")
 PREDICTION_FIELDS = ("where", "prompt", "expected", "answer", "exact")
 FUSE_FIELDS = ("kept", "base_loss", "adapter_loss", "fused_loss", "rows", "bits", "layers")
-ORIGIN_FIELDS = ("model", "data", "machine", "versions")
+ORIGIN_FIELDS: dict[str, tuple[str, ...]] = {
+    "model": ("name", "path", "bytes"),
+    "data": ("path", "sha256"),
+    "machine": ("system", "device", "device_name", "cores", "memory_bytes"),
+    "versions": (),
+}
 
 
 def build(run: RunDir) -> dict[str, Any]:
@@ -29,7 +37,10 @@ def build(run: RunDir) -> dict[str, Any]:
     """
     if not any(each.exists() for each in (run.recipe, run.origin, run.log, run.adapter / "training.json")):
         raise InputError("holds no run", where=run.root, hint="give a folder that `mlxtune run` wrote")
-    origin = _object(run.origin, ORIGIN_FIELDS)
+    origin = _object(run.origin, tuple(ORIGIN_FIELDS))
+    if origin is not None:
+        for section, names in ORIGIN_FIELDS.items():
+            _check(origin[section], names, run.origin)
     training = _object(run.adapter / "training.json", TRAINING_FIELDS)
     fuse = _object(run.fused / "fuse.json", FUSE_FIELDS)
     evaluations = {column: _evaluation(run.evaluation(column)) for column in COLUMNS}
@@ -111,7 +122,10 @@ def _audit(path: Path) -> dict[str, Any] | None:
     if found is None:
         return None
     findings: dict[str, int] = {}
-    details = [_check(each, ("kind", "severity", "count", "detail", "advice"), path) for each in found["findings"]]
+    details = []
+    for each in found["findings"]:
+        checked = _check(each, FINDING_FIELDS, path)
+        details.append({name: checked[name] for name in FINDING_FIELDS})
     for each in details:
         findings[each["kind"]] = findings.get(each["kind"], 0) + each["count"]
     return {"rows": found["rows"], "findings": findings, "details": details}
@@ -159,9 +173,7 @@ def _curve(path: Path, training: dict[str, Any] | None) -> list[dict[str, Any]]:
         _check(found, ("step", "train_loss", "valid_loss"), path)
         curve.append({name: found[name] for name in ("step", "train_loss", "valid_loss")})
     every = -(-len(curve) // CURVE_POINTS) or 1
-    curve = [
-        each for index, each in enumerate(curve) if index % every == every - 1 or each["valid_loss"] is not None
-    ]
+    curve = [each for index, each in enumerate(curve) if index % every == every - 1 or each["valid_loss"] is not None]
     if training is not None and training["first_valid_loss"] is not None and not (curve and curve[0]["step"] == 0):
         curve.insert(0, {"step": 0, "train_loss": None, "valid_loss": training["first_valid_loss"]})
     return curve
@@ -179,11 +191,10 @@ def _samples(evaluations: dict[str, dict[str, Any] | None]) -> dict[str, Any] | 
         return None
     before = {(each["where"], each["prompt"]): each for each in (base["predictions"] if base else [])}
     pairs = [(each, before.get((each["where"], each["prompt"]))) for each in rows]
-    wrong = [pair for pair in pairs if not _is_right(pair[0])]
-    right = [pair for pair in pairs if _is_right(pair[0])]
-    least_wrong = min(len(wrong), max(SHOWN_WRONG, SHOWN - len(right)))
-    chosen = [*_evenly(wrong, least_wrong), *_evenly(right, SHOWN - least_wrong)]
-    chosen.sort(key=pairs.index)
+    wrong = [index for index, each in enumerate(rows) if not _is_right(each)]
+    right = [index for index, each in enumerate(rows) if _is_right(each)]
+    shown_wrong = min(len(wrong), max(SHOWN_WRONG, SHOWN - len(right)))
+    shown = sorted([*_evenly(wrong, shown_wrong), *_evenly(right, SHOWN - shown_wrong)])
     compared = [(_is_right(now), _is_right(then)) for now, then in pairs if then is not None]
     return {
         "column": column,
@@ -192,7 +203,7 @@ def _samples(evaluations: dict[str, dict[str, Any] | None]) -> dict[str, Any] | 
         "wrong": len(wrong),
         "newly_right": sum(now and not then for now, then in compared) if compared else None,
         "newly_wrong": sum(then and not now for now, then in compared) if compared else None,
-        "shown": [_sample(now, then) for now, then in chosen],
+        "shown": [_sample(*pairs[index]) for index in shown],
     }
 
 
@@ -213,9 +224,10 @@ def _sample(now: dict[str, Any], then: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _evenly(rows: list[Any], count: int) -> list[Any]:
-    count = min(count, len(rows))
-    return [rows[index * len(rows) // count] for index in range(count)]
+def _evenly(indices: list[int], count: int) -> list[int]:
+    """Up to `count` of them, from the first on at equal distances."""
+    count = min(count, len(indices))
+    return [indices[place * len(indices) // count] for place in range(count)]
 
 
 def _missing(run: RunDir, evaluations: dict[str, dict[str, Any] | None]) -> list[str]:

@@ -19,6 +19,7 @@ STYLE = """
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--muted)}
 svg .strong{fill:var(--text);font-weight:600}
+svg .halo{paint-order:stroke;stroke:var(--card);stroke-width:5px}
 svg .grid{stroke:var(--line);stroke-width:1}
 svg .train{fill:none;stroke:var(--train);stroke-width:1.5}
 svg .valid{fill:none;stroke:var(--accent);stroke-width:2.5}
@@ -137,10 +138,10 @@ def _series(name: str, points: list[tuple[int, float]], x: Any, y: Any) -> str:
 
 
 def _best(x: float, y: float, step: int, loss: float) -> str:
+    # at the top of the plot, where a falling curve leaves room
     anchor, shift = ("end", -8) if x > WIDTH / 2 else ("start", 8)
-    words = _text(x + shift, max(TOP + 10, y - 12), f"best: {number(loss)} at update {step:,}", anchor, "strong")
-    base = HEIGHT - BOTTOM
+    words = _text(x + shift, TOP + 14, f"best: {number(loss)} at update {step:,}", anchor, "strong halo")
     return (
-        f'<line class="best-line" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{base}"/>'
+        f'<line class="best-line" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
         f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="6"/>{words}'
     )

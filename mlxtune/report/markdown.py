@@ -8,6 +8,7 @@ from mlxtune.report.words import (
     chat_command,
     metrics,
     provenance,
+    samples_words,
     table,
     training_facts,
     visible,
@@ -47,22 +48,6 @@ def _samples(samples: dict[str, Any] | None) -> list[str]:
         answers.append((samples["column"].capitalize(), each["answer"]))
         parts += [f"{name}:\n\n{_fenced(text)}" for name, text in answers]
     return parts
-
-
-def samples_words(samples: dict[str, Any]) -> str:
-    """How many rows were wrong, and how the shown ones were chosen."""
-    rows, wrong, shown = samples["rows"], samples["wrong"], samples["shown"]
-    shown_wrong = sum(not each["right"] for each in shown)
-    words = f"The {samples['column']} model answered {rows - wrong:,} of {rows:,} rows right and {wrong:,} wrong"
-    words += " (right: the exact text). " if samples["measure"] == "exact match" else " (right: the expected label). "
-    if samples["newly_right"] is not None:
-        words += f"Against the base, {samples['newly_right']:,} became right and {samples['newly_wrong']:,} wrong. "
-    if len(shown) < rows:
-        words += (
-            f"Shown are {shown_wrong} of the wrong and {len(shown) - shown_wrong} of the right ones, "
-            f"taken evenly through the file; eval/{samples['column']}.json has them all."
-        )
-    return words.rstrip()
 
 
 def _audit(report: dict[str, Any]) -> list[str]:

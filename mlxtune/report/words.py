@@ -56,7 +56,7 @@ def value(score: Score) -> str:
 
 
 def interval(score: Score) -> str:
-    """The 95 % interval as `84-96` (per cent) or `0.391-0.433`, with a decimal more where whole per cents say little."""
+    """The 95 % interval as `84-96` (per cent) or `0.391-0.433`, finer where whole per cents say little."""
     if score.unit != "share":
         return f"{number(score.ci_low)}-{number(score.ci_high)}"
     decimals = 0 if score.ci_high - score.ci_low >= 0.02 else 1
@@ -153,6 +153,22 @@ def training_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
+def samples_words(samples: dict[str, Any]) -> str:
+    """How many rows were wrong, and how the shown ones were chosen."""
+    rows, wrong, shown = samples["rows"], samples["wrong"], samples["shown"]
+    shown_wrong = sum(not each["right"] for each in shown)
+    words = f"The {samples['column']} model answered {rows - wrong:,} of {rows:,} rows right and {wrong:,} wrong"
+    words += " (right: the exact text). " if samples["measure"] == "exact match" else " (right: the expected label). "
+    if samples["newly_right"] is not None:
+        words += f"Against the base, {samples['newly_right']:,} became right and {samples['newly_wrong']:,} wrong. "
+    if len(shown) < rows:
+        words += (
+            f"Shown are {shown_wrong} of the wrong and {len(shown) - shown_wrong} of the right ones, "
+            f"taken evenly through the file; eval/{samples['column']}.json has them all."
+        )
+    return words.rstrip()
+
+
 def provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Where the run comes from: model, data, machine and versions, as names and texts."""
     origin = report["origin"]
@@ -162,8 +178,9 @@ def provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
     revision = f" at {model['revision']}" if model.get("revision") else ""
     facts = [("model", f"{model['name']}{revision} ({size(model['bytes'])})")]
     facts += [(f"sha256 of {name}", digest) for name, digest in sorted(model.get("sha256", {}).items())]
-    rows = f" ({data['rows']:,} rows)" if isinstance(data.get("rows"), int) else ""
-    facts += [("data", f"{data['path']}{rows}"), ("sha256 of the data", str(data["sha256"]))]
+    facts.append(("data", str(data["path"])))
+    digests = data["sha256"] if isinstance(data["sha256"], dict) else {data["path"]: data["sha256"]}
+    facts += [(f"sha256 of {name}", digest) for name, digest in sorted(digests.items())]
     device = f"{machine['device_name']} ({machine['device']})"
     memory = size(machine["memory_bytes"])
     facts.append(("machine", f"{machine['system']}, {device}, {machine['cores']} cores, {memory} memory"))
