@@ -16,7 +16,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from safetensors import SafetensorError, safe_open
 
 from mlxtune.errors import ModelError, RecipeError
-from mlxtune.model import LanguageModel
+from mlxtune.model import LanguageModel, use_template
 from mlxtune.recipe import LoraRecipe
 from mlxtune.rundir import read_json
 
@@ -71,14 +71,20 @@ def _parameters(lora: LoraRecipe, keys: list[str]) -> dict[str, Any]:
     return {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
 
 
-def config(net: nn.Module, lora: LoraRecipe, keys: list[str], base: str) -> dict[str, Any]:
-    """The adapter_config.json that mlx-lm reads; `base` names the model that the adapter belongs to."""
+def config(
+    net: nn.Module, lora: LoraRecipe, keys: list[str], base: str, chat_template: str | None = None
+) -> dict[str, Any]:
+    """The adapter_config.json that mlx-lm reads.
+
+    `base` names the model that the adapter belongs to; `chat_template` is kept where it is not the tokenizer's own.
+    """
     count = len(net.layers) if lora.num_layers == -1 else lora.num_layers
     return {
         "fine_tune_type": "lora",
         "num_layers": count,
         "lora_parameters": _parameters(lora, keys),
         "model": base,
+        **({"chat_template": chat_template} if chat_template is not None else {}),
     }
 
 
@@ -146,6 +152,7 @@ def load(lm: LanguageModel, folder: Path) -> None:
             raise ModelError(f"holds NaN or infinite values in {name}", where=folder, hint="train it again")
     lm.net.load_weights(list(tensors.items()), strict=False)
     lm.net.eval()
+    use_template(lm.tokenizer, value.get("chat_template"))
     mx.eval(lm.net.parameters())
 
 

@@ -44,7 +44,7 @@ def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, sample
     for inside in (base, adapter_path):
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError("lies inside its own input", where=out, hint="choose a folder outside it")
-    adapter.check(adapter_path)
+    chat_template = adapter.check(adapter_path).get("chat_template")
     base_loss, adapter_loss = _losses_before(base, adapter_path, samples)
     lm = model.load(base, stored=True)
     adapter.load(lm, adapter_path)
@@ -52,6 +52,8 @@ def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, sample
     config = fuse_layers(lm.net, lm.config, settings)
     with staged(out) as scratch:
         model.save(scratch, lm.net, config, base)
+        if chat_template is not None:
+            model.write_template(scratch, chat_template, lm.tokenizer.eos_token_ids)
         fused_loss = likelihood.mean_nats(model.load(scratch).net, samples) if samples else None
         result = Fused(
             path=str(out),

@@ -4,6 +4,7 @@ Only weights without code in them, and what a tokenizer needs, are ever download
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -44,7 +45,7 @@ def fetch(name: str, revision: str | None = None, on_progress: Callable[[int, in
     HubError or StorageError if the hub or the disk fails.
     """
     path = Path(name).expanduser()
-    if path.is_dir() or name == "tiny":
+    if (name and path.is_dir()) or name == "tiny":
         if revision is not None:
             raise InputError(
                 f"revision {revision!r} is given for a local folder", where=name, hint="revisions belong to hub ids"
@@ -89,8 +90,9 @@ def _download(name: str, revision: str | None, on_progress: Callable[[int, int],
                     tqdm_class=_progress_class(on_progress),
                 )
             )
-    # ValueError: the answer is no JSON, as from the login page of a hotel's network
-    except (HTTPError, OSError, ValueError) as error:
+    # ValueError: the answer is no JSON, as from the login page of a hotel's network; RuntimeError: all that hf_xet,
+    # which moves the large files, has to say
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise explain(error, name, revision) from error
 
 
@@ -100,7 +102,8 @@ def _quiet() -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
 
-    # its environment variable is read on import, which mlx_lm may have caused long before
+    # the variable is for hf_xet; huggingface_hub reads it on import, which may lie long behind
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     constants.HF_HUB_DISABLE_TELEMETRY = True
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.CRITICAL)
@@ -182,10 +185,12 @@ def explain(error: Exception, name: str, revision: str | None) -> MlxtuneError:
                 where=name,
                 hint="check the network and run again; files that are whole are kept",
             )
-        case OSError() if error.errno is None:  # huggingface_hub's own, such as a file of the wrong size
-            return HubError(f"the download failed: {str(error).splitlines()[0]}", where=name, hint="run again")
-        case OSError():
+        case RuntimeError() if f"(os error {errno.ENOSPC})" in str(error):
+            return storage_error(OSError(errno.ENOSPC, str(error)), Path(constants.HF_HUB_CACHE))
+        case OSError() if error.errno is not None:
             return storage_error(error, Path(constants.HF_HUB_CACHE))
+        case OSError() | RuntimeError():  # such as a file of the wrong size
+            return HubError(f"the download failed: {str(error).splitlines()[0]}", where=name, hint="run again")
     raise error
 
 

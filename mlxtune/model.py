@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
@@ -154,25 +155,73 @@ def _check_header(file: Path) -> None:
         ) from None
 
 
-def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    """The tokenizer of a model folder. Raises ModelError."""
+def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None = None) -> TokenizerWrapper:
+    """The tokenizer of a model folder, with another chat template where one is given. Raises ModelError."""
     generation = path / "generation_config.json"
     ends = config.get("eos_token_id")
     if generation.is_file():
         ends = read_json(generation).get("eos_token_id", ends)
     try:
-        return mlx_lm_utils.load_tokenizer(path, eos_token_ids=ends)
+        tokenizer = mlx_lm_utils.load_tokenizer(path, eos_token_ids=ends)
     except (ValueError, OSError, KeyError, json.JSONDecodeError, ImportError) as error:
         raise ModelError(f"has a tokenizer that does not load: {error}", where=path) from None
+    use_template(tokenizer, chat_template)
+    return tokenizer
 
 
-def load(path: Path, *, stored: bool = False) -> LanguageModel:
+def use_template(tokenizer: TokenizerWrapper, chat_template: str | None) -> None:
+    """Gives `tokenizer` a chat template, or leaves its own if None; the token that ends a turn ends an answer too."""
+    inner = tokenizer._tokenizer
+    if chat_template is not None:
+        inner.chat_template = chat_template
+        tokenizer.has_chat_template = True
+    end = _end_of_turn(inner)
+    if end is not None:
+        tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, end}
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The control token that the chat template writes behind an answer, or None where there is none."""
+    if not tokenizer.chat_template or not tokenizer.is_fast:
+        return None
+    answer = "mlxtune"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (jinja2.TemplateError, ValueError, TypeError):
+        return None
+    stop = text.rfind(answer) + len(answer)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    controls = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for token, (begin, _) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        if begin >= stop and token in controls:
+            return int(token) if not text[stop:begin].strip() else None
+    return None
+
+
+def write_template(folder: Path, chat_template: str, ends: set[int]) -> None:
+    """Makes `chat_template` and the end tokens those of the saved model in `folder`."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    _change_json(folder / "tokenizer_config.json", {"chat_template": chat_template})
+    _change_json(folder / "config.json", {"eos_token_id": sorted(ends)})
+    if (folder / "generation_config.json").is_file():
+        _change_json(folder / "generation_config.json", {"eos_token_id": sorted(ends)})
+
+
+def _change_json(file: Path, changes: dict[str, Any]) -> None:
+    value = read_json(file) if file.is_file() else {}
+    file.write_text(json.dumps(value | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path, *, chat_template: str | None = None, stored: bool = False) -> LanguageModel:
     """Loads a checked folder for computing as `machine.compute_policy` says; `stored` keeps the stored precision.
+
+    `chat_template` is used in place of the tokenizer's own.
 
     Raises ModelError for a malformed folder, weights that do not fit the architecture, and NaN or infinite weights.
     """
     config = check(path)
-    tokenizer = load_tokenizer(path, config)
+    tokenizer = load_tokenizer(path, config, chat_template)
     try:
         net, config = mlx_lm_utils.load_model(path, lazy=True)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

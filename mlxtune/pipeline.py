@@ -179,7 +179,7 @@ class _Work:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return model.load_tokenizer(self.source, model.check(self.source))
+        return model.load_tokenizer(self.source, model.check(self.source), self.recipe.data.chat_template)
 
     def convert(self) -> str:
         config = model.check(self.source)
@@ -201,7 +201,7 @@ class _Work:
 
     def load_base(self) -> LanguageModel:
         if self.base_lm is None:
-            self.base_lm = model.load(self.base)
+            self.base_lm = model.load(self.base, chat_template=self.recipe.data.chat_template)
         return self.base_lm
 
     def load_tuned(self) -> LanguageModel:

@@ -6,6 +6,7 @@ the same adapter, because the order of rows and the dropout are functions of see
 """
 
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -16,7 +17,6 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxtune import adapter, checkpoint, likelihood, machine
@@ -24,7 +24,15 @@ from mlxtune.data.batches import Batch, epoch_order, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError
 from mlxtune.model import LanguageModel, parameter_count
-from mlxtune.recipe import Recipe, TrainRecipe
+from mlxtune.optimizer import (
+    clipped,
+    gradient_norm,
+    learning_rate,
+    make_optimizer,
+    total_updates,
+    updates_per_epoch,
+)
+from mlxtune.recipe import Recipe
 from mlxtune.rundir import RunDir, make_folder, refuse_existing, staged, storage_error, write_json
 
 Stop = Callable[[], int | None]  # the number of a signal that asks to stop, or None
@@ -62,91 +70,8 @@ class TrainResult:
     resumed_at: int | None
 
 
-@dataclass(slots=True)
-class _Progress:
-    """What a checkpoint keeps beside the arrays."""
-
-    step: int = 0
-    best_step: int = 0
-    first_valid_loss: float | None = None
-    best_valid_loss: float | None = None
-    last_train_loss: float = math.nan
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    log_bytes: int = 0
-
-
 def ignore(log: StepLog, steps: int) -> None:
     """An `on_step` that does nothing."""
-
-
-def total_steps(rows: int, train: TrainRecipe) -> int:
-    """Optimizer updates of a run."""
-    if train.iters is not None:
-        return train.iters
-    return max(1, math.ceil((train.epochs or 3) * updates_per_epoch(rows, train)))
-
-
-def updates_per_epoch(rows: int, train: TrainRecipe) -> int:
-    """Optimizer updates that see every row once."""
-    return math.ceil(math.ceil(rows / train.batch_size) / train.grad_accumulation_steps)
-
-
-def learning_rate(step: int, steps: int, train: TrainRecipe) -> float:
-    """Learning rate of update `step` (from 0) of `steps`: linear warm-up to the peak, then the schedule down to 0."""
-    warmup = math.ceil(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
-    if step < warmup:
-        return train.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    course = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[train.schedule]
-    return train.learning_rate * course
-
-
-def make_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
-    """The optimizer of mlx.optimizers by its name; weight decay where it has one."""
-    made: dict[str, Callable[[], optimizers.Optimizer]] = {
-        "adamw": lambda: optimizers.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True),
-        "adam": lambda: optimizers.Adam(train.learning_rate, bias_correction=True),
-        "sgd": lambda: optimizers.SGD(train.learning_rate, weight_decay=train.weight_decay),
-        "adafactor": lambda: optimizers.Adafactor(
-            train.learning_rate, relative_step=False, scale_parameter=False, weight_decay=train.weight_decay
-        ),
-        "muon": lambda: optimizers.Muon(train.learning_rate, weight_decay=train.weight_decay),
-        "lion": lambda: optimizers.Lion(train.learning_rate, weight_decay=train.weight_decay),
-    }
-    return made[train.optimizer]()
-
-
-def update_order(samples: Sequence[Sample], recipe: Recipe) -> Iterator[list[list[int]]]:
-    """Row indices of each batch of each update, epoch after epoch, without end. No update spans two epochs."""
-    lengths = [len(sample.tokens) for sample in samples]
-    accumulate = recipe.train.grad_accumulation_steps
-    epoch = 0
-    while True:
-        batches = epoch_order(lengths, recipe.train.batch_size, recipe.seed, epoch)
-        for start in range(0, len(batches), accumulate):
-            yield batches[start : start + accumulate]
-        epoch += 1
-
-
-def token_weighted_gradient(
-    value_and_grad: Callable[..., tuple[mx.array, Any]], batches: Sequence[Batch]
-) -> tuple[float, Any, int]:
-    """Loss, gradient and supervised tokens of one update: equal to those of the one big batch."""
-    tokens = sum(int(batch.trained[:, 1:].sum()) for batch in batches)
-    total, gradient = 0.0, None
-    for batch in batches:
-        nats, part = value_and_grad(mx.array(batch.tokens), mx.array(batch.trained))
-        gradient = part if gradient is None else tree_map(lambda a, b: a + b, gradient, part)
-        mx.eval(nats, gradient)
-        total += cast(float, nats.item())
-    return total / tokens, tree_map(lambda g: g / tokens, gradient), tokens
-
-
-def gradient_norm(gradient: Any) -> float:
-    """The Euclidean norm of all gradients together."""
-    squares = [mx.square(g.astype(mx.float32)).sum() for _, g in tree_flatten(gradient)]
-    return cast(float, mx.sqrt(mx.stack(squares).sum()).item())
 
 
 def train(
@@ -166,129 +91,55 @@ def train(
     Raises DataError for samples without supervised tokens, TrainingError when the loss or gradient is not finite
     (the last good adapter is then in `out/checkpoints/`), and Interrupted after a checkpoint when `stop` says so.
     """
-    run = RunDir(out)
-    refuse_existing(run.adapter, "--out")
+    refuse_existing(RunDir(out).adapter, "--out")
     _check_samples(samples, valid)
-    settings = recipe.train
-    steps = total_steps(len(samples), settings)
-    eval_every = settings.eval_every or max(1, round(steps / 10))
-    pad_multiple, value_and_grad = _compute(lm, recipe)
-    adapter_config = adapter.config(lm.net, recipe.lora, _attached(lm, recipe), str(lm.path))
-    optimizer = make_optimizer(settings)
-    optimizer.init(lm.net.trainable_parameters())
-
-    progress = _Progress()
-    best = _copy(lm.net)
-    resumed_at = None
-    found, damaged = checkpoint.newest(run.checkpoints)
-    for folder in damaged:
-        on_warning(f"{folder} is damaged and is passed over")
-    if found is not None:
-        progress, best = _restore(found, lm.net, optimizer)
-        resumed_at = progress.step
-    _trim_log(run.log, progress.log_bytes)
-
-    def save_checkpoint() -> Path:
-        arrays = {"adapters": adapter.factors(lm.net), "best": best, "optimizer": dict(tree_flatten(optimizer.state))}
-        return checkpoint.save(
-            run.checkpoints, checkpoint.Checkpoint(progress.step, asdict(progress), arrays), adapter_config
-        )
-
-    def validate() -> float | None:
-        nonlocal best
-        if not valid:
-            return None
-        loss = likelihood.mean_nats(lm.net, valid, settings.batch_size)
-        if progress.first_valid_loss is None:
-            progress.first_valid_loss = loss
-        if progress.best_valid_loss is None or loss < progress.best_valid_loss:
-            progress.best_valid_loss, progress.best_step, best = loss, progress.step, _copy(lm.net)
-        lm.net.train()
-        return loss
-
-    mx.reset_peak_memory()
-    lm.net.train()
-    if progress.step == 0:
-        valid_loss = validate()
-        if valid_loss is not None and not math.isfinite(valid_loss):
-            raise TrainingError(
-                "the validation loss is not finite before the first update", hint="check the base model"
-            )
+    work = _Training(lm, samples, valid, recipe, out, on_warning)
+    updates = work.updates
+    eval_every = recipe.train.eval_every or max(1, round(updates / 10))
     order = update_order(samples, recipe)
-    for _ in range(progress.step):
+    for _ in range(work.progress.step):
         next(order)
-    report_tokens, report_seconds, report_nats = 0, 0.0, 0.0
-    while progress.step < steps:
-        started = time.perf_counter()
-        rate = learning_rate(progress.step, steps, settings)
-        optimizer.learning_rate = mx.array(rate)
-        mx.random.seed((recipe.seed * 1_000_003 + progress.step) % 2**63)  # dropout is a function of seed and step
-        batches = [make_batch(samples, rows, pad_multiple) for rows in next(order)]
-        loss, gradient, tokens = token_weighted_gradient(value_and_grad, batches)
-        norm = gradient_norm(gradient)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            _stop_at_nan(progress, batches, samples, loss, save_checkpoint)
-        if settings.max_grad_norm is not None:
-            factor = min(1.0, settings.max_grad_norm / (norm + 1e-12))
-            gradient = tree_map(lambda g, factor=factor: g * factor, gradient)
-        optimizer.update(lm.net, gradient)
-        mx.eval(lm.net.trainable_parameters(), optimizer.state)
-
-        spent = time.perf_counter() - started
-        progress.step += 1
-        progress.trained_tokens += tokens
-        progress.last_train_loss = loss
-        progress.seconds += spent
-        report_tokens, report_seconds = report_tokens + tokens, report_seconds + spent
-        report_nats += loss * tokens
-        last = progress.step == steps
-        valid_loss = validate() if last or progress.step % eval_every == 0 else None
-        line = StepLog(
-            step=progress.step,
-            train_loss=report_nats / report_tokens,
-            valid_loss=valid_loss,
-            learning_rate=rate,
-            tokens_per_second=report_tokens / report_seconds,
-            peak_memory_gb=mx.get_peak_memory() / 1e9,
-        )
-        if last or valid_loss is not None or progress.step % settings.report_every == 0:
-            progress.log_bytes = _append(run.log, asdict(line))
-            report_tokens, report_seconds, report_nats = 0, 0.0, 0.0
-        on_step(line, steps)
+    if work.progress.step == 0:
+        work.validate()
+    while work.progress.step < updates:
+        work.update(next(order))
+        last = work.progress.step == updates
+        valid_loss = work.validate() if last or work.progress.step % eval_every == 0 else None
+        on_step(work.log(valid_loss, write=last or work.progress.step % recipe.train.report_every == 0), updates)
         signal_number = stop()
-        if not last and (signal_number is not None or progress.step % settings.save_every == 0):
-            folder = save_checkpoint()
+        if not last and (signal_number is not None or work.progress.step % recipe.train.save_every == 0):
+            folder = work.save()
             if signal_number is not None:
                 raise Interrupted(
-                    f"stopped after update {progress.step} of {steps}; {folder} keeps it",
+                    f"stopped after update {work.progress.step} of {updates}; {folder} keeps it",
                     signal_number=signal_number,
                     hint="run the same command to go on",
                 )
+    return work.finish()
 
-    if not valid:
-        best, progress.best_step = adapter.factors(lm.net), progress.step
-    lm.net.load_weights(list(best.items()), strict=False)
-    lm.net.eval()
-    result = TrainResult(
-        steps=steps,
-        best_step=progress.best_step,
-        first_valid_loss=progress.first_valid_loss,
-        best_valid_loss=progress.best_valid_loss,
-        last_train_loss=progress.last_train_loss,
-        trained_tokens=progress.trained_tokens,
-        rows=len(samples),
-        epochs=steps / updates_per_epoch(len(samples), settings),
-        seconds=progress.seconds,
-        tokens_per_second=progress.trained_tokens / progress.seconds,
-        peak_memory_gb=mx.get_peak_memory() / 1e9,
-        trainable_parameters=sum(value.size for value in best.values()),
-        parameters=parameter_count(lm.net),
-        resumed_at=resumed_at,
-    )
-    with staged(run.adapter) as scratch:
-        adapter.save(scratch, best, adapter_config)
-        write_json(scratch / "training.json", asdict(result))
-    return result
+
+def update_order(samples: Sequence[Sample], recipe: Recipe) -> Iterator[list[list[int]]]:
+    """Row indices of each batch of each update, epoch after epoch, without end. No update spans two epochs."""
+    lengths = [len(sample.tokens) for sample in samples]
+    accumulate = recipe.train.grad_accumulation_steps
+    for epoch in itertools.count():
+        batches = epoch_order(lengths, recipe.train.batch_size, recipe.seed, epoch)
+        for start in range(0, len(batches), accumulate):
+            yield batches[start : start + accumulate]
+
+
+def token_weighted_gradient(
+    value_and_grad: Callable[..., tuple[mx.array, Any]], batches: Sequence[Batch]
+) -> tuple[float, Any, int]:
+    """Loss in nats per token, gradient and supervised tokens of one update: equal to those of the one big batch."""
+    tokens = sum(int(batch.trained[:, 1:].sum()) for batch in batches)
+    total, gradient = 0.0, None
+    for batch in batches:
+        nats, part = value_and_grad(mx.array(batch.tokens), mx.array(batch.trained))
+        gradient = part if gradient is None else tree_map(mx.add, gradient, part)
+        mx.eval(nats, gradient)
+        total += cast(float, nats.item())
+    return total / tokens, tree_map(lambda each: each / tokens, gradient), tokens
 
 
 def _check_samples(samples: Sequence[Sample], valid: Sequence[Sample]) -> None:
@@ -299,54 +150,192 @@ def _check_samples(samples: Sequence[Sample], valid: Sequence[Sample]) -> None:
             raise DataError("has no token to learn", where=sample.where, hint="give it an answer or delete it")
 
 
-def _attached(lm: LanguageModel, recipe: Recipe) -> list[str]:
-    return adapter.attach(lm.net, recipe.lora, recipe.seed)
+@dataclass(slots=True)
+class _Progress:
+    """What a checkpoint keeps beside the arrays."""
+
+    step: int = 0
+    best_step: int = 0
+    first_valid_loss: float | None = None
+    best_valid_loss: float | None = None
+    last_train_loss: float = 0.0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    log_bytes: int = 0
 
 
-def _compute(lm: LanguageModel, recipe: Recipe) -> tuple[int, Callable[..., tuple[mx.array, Any]]]:
-    """Padding and the function from a batch to its summed nats and their gradient, as the machine's policy says."""
-    policy = machine.compute_policy(
-        device=machine.device_kind(), memory_bytes=machine.memory_bytes(), float32_bytes=4 * parameter_count(lm.net)
-    )
-    net = lm.net
+class _Training:
+    """The state of a training run: network, optimizer, progress, the best adapter so far."""
 
-    def nats(tokens: mx.array, trained: mx.array) -> mx.array:
-        return likelihood.row_nats(net, tokens, trained).sum()
+    def __init__(
+        self,
+        lm: LanguageModel,
+        samples: Sequence[Sample],
+        valid: Sequence[Sample],
+        recipe: Recipe,
+        out: Path,
+        on_warning: Callable[[str], None],
+    ):
+        self.net, self.samples, self.valid = lm.net, samples, valid
+        self.recipe, self.settings, self.run = recipe, recipe.train, RunDir(out)
+        self.updates = total_updates(len(samples), recipe.train)
+        self.parameters = parameter_count(lm.net)
+        policy = machine.compute_policy(
+            device=machine.device_kind(), memory_bytes=machine.memory_bytes(), float32_bytes=4 * self.parameters
+        )
+        self.pad_multiple = policy.pad_multiple
+        targets = adapter.attach(lm.net, recipe.lora, recipe.seed)
+        self.adapter_config = adapter.config(lm.net, recipe.lora, targets, str(lm.path), recipe.data.chat_template)
+        self.optimizer = make_optimizer(recipe.train)
+        self.optimizer.init(lm.net.trainable_parameters())
+        self.value_and_grad = self._value_and_grad(policy.compile)
+        self.progress = _Progress()
+        self.best = adapter.factors(lm.net)
+        self.resumed_at: int | None = None
+        self.reported = _Reported()
+        self._resume(on_warning)
+        mx.reset_peak_memory()
 
-    function: Callable[..., tuple[mx.array, Any]] = nn.value_and_grad(net, nats)
-    if policy.compile:
-        state = [net.state, mx.random.state]
-        function = mx.compile(function, inputs=state, outputs=[mx.random.state])
-    return policy.pad_multiple, function
+    def _value_and_grad(self, compile: bool) -> Callable[..., tuple[mx.array, Any]]:
+        """The function from tokens and trained (B, T) to their summed nats and the gradient of the adapter."""
+
+        def nats(tokens: mx.array, trained: mx.array) -> mx.array:
+            return likelihood.row_nats(self.net, tokens, trained).sum()
+
+        function: Callable[..., tuple[mx.array, Any]] = nn.value_and_grad(self.net, nats)
+        if compile:
+            state = [self.net.state, mx.random.state]
+            function = mx.compile(function, inputs=state, outputs=[mx.random.state])
+        return function
+
+    def _resume(self, on_warning: Callable[[str], None]) -> None:
+        found, damaged = checkpoint.newest(self.run.checkpoints)
+        for folder in damaged:
+            on_warning(f"{folder} is damaged and is passed over")
+        if found is not None:
+            shapes = {name: value.shape for name, value in self.best.items()}
+            if {name: value.shape for name, value in found.arrays["adapters"].items()} != shapes:
+                raise OutputError("has checkpoints of another recipe", where=self.run.root, hint="choose another --out")
+            self.net.load_weights(list(found.arrays["adapters"].items()), strict=False)
+            self.optimizer.state = tree_unflatten(list(found.arrays["optimizer"].items()))
+            self.best = found.arrays["best"]
+            self.progress = _Progress(**found.state)
+            self.resumed_at = self.progress.step
+        with contextlib.suppress(FileNotFoundError), self.run.log.open("r+b") as log:
+            log.truncate(self.progress.log_bytes)  # lines behind the checkpoint are written again
+
+    def update(self, rows: list[list[int]]) -> None:
+        """One optimizer update over the batches at `rows`. Raises TrainingError when it is not finite."""
+        started = time.perf_counter()
+        # dropout is a function of seed and step alone, so a resumed run draws the same
+        mx.random.seed((self.recipe.seed * 1_000_003 + self.progress.step) % 2**63)
+        self.net.train()
+        batches = [make_batch(self.samples, part, self.pad_multiple) for part in rows]
+        loss, gradient, tokens = token_weighted_gradient(self.value_and_grad, batches)
+        norm = gradient_norm(gradient)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self._stop_at_nan(loss, rows)
+        self.rate = learning_rate(self.progress.step, self.updates, self.settings)
+        self.optimizer.learning_rate = mx.array(self.rate)
+        self.optimizer.update(self.net, clipped(gradient, norm, self.settings.max_grad_norm))
+        mx.eval(self.net.trainable_parameters(), self.optimizer.state)
+        spent = time.perf_counter() - started
+        self.progress.step += 1
+        self.progress.trained_tokens += tokens
+        self.progress.seconds += spent
+        self.progress.last_train_loss = loss
+        self.reported.add(loss, tokens, spent)
+
+    def _stop_at_nan(self, loss: float, rows: list[list[int]]) -> None:
+        folder = self.save()
+        names = [self.samples[row].where for part in rows for row in part]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise TrainingError(
+            f"loss or gradient is not finite (loss {loss}) in update {self.progress.step + 1}, rows {shown}; "
+            f"the last good adapter is in {folder}",
+            hint="lower train.learning_rate or look at these rows",
+        )
+
+    def validate(self) -> float | None:
+        """The loss on the validation rows, always all of them; keeps the adapter if it is the best so far."""
+        if not self.valid:
+            return None
+        loss = likelihood.mean_nats(self.net, self.valid, self.settings.batch_size)
+        progress = self.progress
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is {loss} after update {progress.step}", hint="check the base model and the rows"
+            )
+        if progress.first_valid_loss is None:
+            progress.first_valid_loss = loss
+        if progress.best_valid_loss is None or loss < progress.best_valid_loss:
+            progress.best_valid_loss, progress.best_step = loss, progress.step
+            self.best = adapter.factors(self.net)
+        return loss
+
+    def log(self, valid_loss: float | None, *, write: bool) -> StepLog:
+        """The line of this step, over the updates since the last written one; written if asked or validated."""
+        line = StepLog(
+            step=self.progress.step,
+            train_loss=self.reported.nats / self.reported.tokens,
+            valid_loss=valid_loss,
+            learning_rate=self.rate,
+            tokens_per_second=self.reported.tokens / self.reported.seconds,
+            peak_memory_gb=mx.get_peak_memory() / 1e9,
+        )
+        if write or valid_loss is not None:
+            self.progress.log_bytes = _append(self.run.log, asdict(line))
+            self.reported = _Reported()
+        return line
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the state as it is now."""
+        optimizer = dict(tree_flatten(self.optimizer.state))
+        arrays = {"adapters": adapter.factors(self.net), "best": self.best, "optimizer": optimizer}
+        state = checkpoint.Checkpoint(self.progress.step, asdict(self.progress), arrays)
+        return checkpoint.save(self.run.checkpoints, state, self.adapter_config)
+
+    def finish(self) -> TrainResult:
+        """Writes the best adapter, leaves it on the network, and tells what was done."""
+        progress = self.progress
+        if not self.valid:
+            self.best, progress.best_step = adapter.factors(self.net), progress.step
+        self.net.load_weights(list(self.best.items()), strict=False)
+        self.net.eval()
+        result = TrainResult(
+            steps=self.updates,
+            best_step=progress.best_step,
+            first_valid_loss=progress.first_valid_loss,
+            best_valid_loss=progress.best_valid_loss,
+            last_train_loss=progress.last_train_loss,
+            trained_tokens=progress.trained_tokens,
+            rows=len(self.samples),
+            epochs=self.updates / updates_per_epoch(len(self.samples), self.settings),
+            seconds=progress.seconds,
+            tokens_per_second=progress.trained_tokens / progress.seconds,
+            peak_memory_gb=mx.get_peak_memory() / 1e9,
+            trainable_parameters=sum(value.size for value in self.best.values()),
+            parameters=self.parameters,
+            resumed_at=self.resumed_at,
+        )
+        with staged(self.run.adapter) as scratch:
+            adapter.save(scratch, self.best, self.adapter_config)
+            write_json(scratch / "training.json", asdict(result))
+        return result
 
 
-def _copy(net: nn.Module) -> dict[str, mx.array]:
-    """The adapter's tensors as they are now: updates make new arrays, so holding these keeps them."""
-    return dict(adapter.factors(net))
+@dataclass(slots=True)
+class _Reported:
+    """Sums over the updates since the last line of the log."""
 
+    nats: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
 
-def _restore(
-    found: checkpoint.Checkpoint, net: nn.Module, optimizer: optimizers.Optimizer
-) -> tuple[_Progress, dict[str, mx.array]]:
-    expected = {name: value.shape for name, value in adapter.factors(net).items()}
-    if {name: value.shape for name, value in found.arrays["adapters"].items()} != expected:
-        raise OutputError("its checkpoints belong to another recipe", hint="choose another --out")
-    net.load_weights(list(found.arrays["adapters"].items()), strict=False)
-    optimizer.state = tree_unflatten(list(found.arrays["optimizer"].items()))
-    return _Progress(**found.state), found.arrays["best"]
-
-
-def _stop_at_nan(
-    progress: _Progress, batches: Sequence[Batch], samples: Sequence[Sample], loss: float, save: Callable[[], Path]
-) -> None:
-    folder = save()
-    rows = [samples[row].where for batch in batches for row in batch.rows]
-    shown = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
-    raise TrainingError(
-        f"loss or gradient is not finite (loss {loss}) in update {progress.step + 1}, rows {shown}; "
-        f"the last good adapter is {folder}",
-        hint="lower train.learning_rate or look at these rows",
-    )
+    def add(self, loss: float, tokens: int, seconds: float) -> None:
+        self.nats += loss * tokens
+        self.tokens += tokens
+        self.seconds += seconds
 
 
 def _append(log: Path, line: dict[str, Any]) -> int:
@@ -358,9 +347,3 @@ def _append(log: Path, line: dict[str, Any]) -> int:
             return file.tell()
     except OSError as error:
         raise storage_error(error, log) from error
-
-
-def _trim_log(log: Path, size: int) -> None:
-    """Cuts the lines that were written after the checkpoint that training goes on from."""
-    with contextlib.suppress(FileNotFoundError), log.open("r+b") as file:
-        file.truncate(size)

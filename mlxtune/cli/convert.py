@@ -50,7 +50,7 @@ def run(
     if given and not quantize:
         flag = f"--q-{given[0].rsplit('__', 1)[-1].replace('_', '-')}"
         raise click.UsageError(f"{flag} has no effect without -q")
-    recipe = build_recipe(None, _with_mode_defaults(flags), (*sets, *(["quantize.method=rtn"] if quantize else [])))
+    recipe = build_recipe(None, flags, (*(["quantize.method=rtn"] if quantize else []), *sets))
     from mlxtune import hub
     from mlxtune.convert import convert
     from mlxtune.rundir import refuse_existing
@@ -78,14 +78,3 @@ def run(
         f"{display.size(done.bytes_after)}, {done.bits_per_weight:.2f} bits per weight"
     )
     display.result(str(done.path))
-
-
-def _with_mode_defaults(flags: dict[str, Any]) -> dict[str, Any]:
-    """The bits and group size that go with a mode, where they are not given."""
-    from mlxtune.recipe.build import FIXED_MODES
-
-    fixed = FIXED_MODES.get(flags.get("recipe_quantize__mode") or "affine")
-    if fixed is None:
-        return flags
-    named = {"recipe_quantize__bits": fixed[0], "recipe_quantize__group_size": fixed[1]}
-    return flags | {name: value if flags.get(name) is None else flags[name] for name, value in named.items()}

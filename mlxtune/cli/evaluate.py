@@ -48,11 +48,12 @@ def command(
     if out is not None:
         refuse_existing(out, "--out")
     source = hub.fetch(recipe.model, recipe.revision)
-    tokenizer = model.load_tokenizer(source, model.check(source))
+    template = recipe.data.chat_template
     if adapter_path is not None:
-        adapter.check(adapter_path)
+        template = template or adapter.check(adapter_path).get("chat_template")
+    tokenizer = model.load_tokenizer(source, model.check(source), template)
     rendered = render(rows, tokenizer._tokenizer, tokenizer.eos_token_ids, recipe.data, recipe.train.max_seq_length)
-    lm = model.load(source)
+    lm = model.load(source, chat_template=template)
     if adapter_path is not None:
         adapter.load(lm, adapter_path)
     with display.phases() as on_row:

@@ -1,5 +1,6 @@
 """Flags made from the recipe's fields, so that no default, range or help is written twice; and `--config`, `--set`."""
 
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,16 @@ def build_recipe(config: Path | None, values: dict[str, Any], sets: tuple[str, .
         key, equals, value = text.partition("=")
         if not equals:
             raise RecipeError("has no `=`", where=f"--set {text}", hint="write --set section.key=value")
-        settings[key.strip()] = recipes.parse_yaml(value, where=f"--set {key}")
+        settings[key.strip()] = _value(key.strip(), value)
     base = recipes.read_yaml(config) if config is not None else {}
     where = str(config) if config is not None else "command line"
     return recipes.build(base, where=where, settings=settings)
+
+
+def _value(key: str, text: str) -> Any:
+    """What `--set` gives a setting: YAML; but a text stands as it is typed, so that `Ticket: {text}` is no mapping."""
+    _, hint = recipes.all_settings().get(key, (None, None))
+    quoted = re.fullmatch(r"""\s*("[^"]*"|'[^']*')\s*""", text) is not None
+    if hint in (str, str | None) and not quoted and text.strip() not in ("", "null", "~"):
+        return text
+    return recipes.parse_yaml(text, where=f"--set {key}")

@@ -50,9 +50,9 @@ def command(
     base = recipe.load(run.recipe) if run.recipe.is_file() else recipe.Recipe()
     settings = recipe.build({"fuse": values}, where="command line").fuse
     refuse_existing(save_path, "--save-path")
-    adapter.check(adapter_path)
+    template = adapter.check(adapter_path).get("chat_template")
     source = hub.fetch(model_name, revision)
-    tokenizer = model.load_tokenizer(source, model.check(source))
+    tokenizer = model.load_tokenizer(source, model.check(source), template)
     if data is not None:
         rows = load.read_examples(data, base.data)
     else:

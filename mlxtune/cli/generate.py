@@ -1,11 +1,12 @@
-"""`mlxtune generate`: one prompt in, its answer to stdout as it comes. Knows how an answer is shown, not how it is made."""
+"""`mlxtune generate`: one prompt in, its answer out as it comes. Knows how answers are shown, not how they are made."""
 
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,97 +15,111 @@ from mlxtune.cli import display
 from mlxtune.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mlxtune.generate import Piece
     from mlxtune.model import LanguageModel
 
-# what moves a terminal's cursor, colours it, or turns text around: C0 but tab and newline, DEL, C1, bidi overrides
+Command = Callable[..., Any]
+# What moves a terminal's cursor, colours it or turns text around: C0 but tab and newline, DEL, C1, bidi overrides.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def harmless(text: str) -> str:
     r"""Text for a terminal: control characters as visible escapes, such as \x1b."""
-    return CONTROLS.sub(lambda found: _escape(ord(found[0])), text)
+    return CONTROLS.sub(lambda found: _escaped(ord(found[0])), text)
 
 
-def _escape(code: int) -> str:
+def _escaped(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class FiniteRange(click.FloatRange):
-    """A range that refuses `nan` and `inf`, which compare with no bound."""
+    """A range of numbers; `nan` compares with no bound and `inf` may have none, so both are refused here."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
-            self.fail(f"{number} is not a number in the range {self._describe_range()}.", param, ctx)
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
         return number
 
 
-def load(name: str, revision: str | None, adapter_path: str | None) -> "LanguageModel":
-    """The model that the flags name, its adapter attached."""
-    from pathlib import Path
+def answer_flags(command: Command) -> Command:
+    """Adds the flags that name a model and say how it answers."""
+    for flag in reversed(
+        [
+            click.option("--model", "name", required=True, metavar="TEXT", help="a folder, a hub id, or `tiny`"),
+            click.option("--revision", metavar="TEXT", help="branch, tag or commit of a hub id"),
+            click.option("--adapter-path", type=click.Path(path_type=Path), metavar="DIR", help="adapter to use"),
+            click.option("--system-prompt", metavar="TEXT", help="what the model is told before the first message"),
+            click.option(
+                "--max-tokens", type=click.IntRange(min=1), default=256, metavar="N", help="longest answer  [256]"
+            ),
+            click.option(
+                "--temp", type=FiniteRange(min=0), default=0.0, metavar="X", help="0: always the likeliest token  [0]"
+            ),
+            click.option(
+                "--top-p",
+                type=FiniteRange(min=0, max=1, min_open=True),
+                default=1.0,
+                metavar="X",
+                help="draw from the likeliest tokens that hold this share of the probability  [1]",
+            ),
+            click.option(
+                "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="seed of the draws  [0]"
+            ),
+        ]
+    ):
+        command = flag(command)
+    return command
 
-    from mlxtune import adapter, hub, model
 
-    lm = model.load(hub.fetch(name, revision))
+def load(path: Path, adapter_path: Path | None) -> "LanguageModel":
+    """The model of a folder, with its adapter; the adapter's files are checked before the weights are read."""
+    from mlxtune import adapter, model
+
     if adapter_path is not None:
-        adapter.load(lm, Path(adapter_path))
+        adapter.check(adapter_path)
+    lm = model.load(path)
+    if adapter_path is not None:
+        adapter.load(lm, adapter_path)
     return lm
 
 
-def show(pieces: "Iterable[Piece]") -> "Iterable[Piece]":
-    """Writes each piece to stdout as it comes, harmless where stdout is a terminal, and passes it on."""
+def shown(pieces: "Iterable[Piece]") -> "Iterator[Piece]":
+    """The pieces, each written to stdout as it comes: harmless where stdout is a terminal, else as it is."""
     terminal = sys.stdout.isatty()
     for piece in pieces:
         click.echo(harmless(piece.text) if terminal else piece.text, nl=False)
         yield piece
 
 
-def speed(piece: "Piece") -> str:
-    """What an answer took, from its last piece: `42 tokens, 350 tokens/s, 0.12 GB`."""
-    parts = [display.count(piece.answer_tokens, "token")]
-    if piece.tokens_per_second:
-        parts.append(f"{piece.tokens_per_second:.0f} tokens/s")
-    return ", ".join([*parts, f"{piece.peak_memory_gb:.2f} GB"])
-
-
-def dim(text: str) -> None:
-    """A remark for someone at a terminal: dim on stderr, nothing where stderr goes elsewhere."""
+def remark(text: str) -> None:
+    """A dim line below an answer, for someone at a terminal: nothing where stderr goes elsewhere."""
     if sys.stderr.isatty():
         click.echo(click.style(f"  {text}", dim=True), err=True)
 
 
-@click.command()
-@click.option("--model", "name", required=True, metavar="MODEL", help="Folder, hub id, or `tiny`, the embedded model.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--adapter-path", metavar="FOLDER", help="Adapter to use with the model.")
-@click.option("--prompt", required=True, metavar="TEXT", help="The prompt; `-` reads it from stdin.")
-@click.option("--system-prompt", metavar="TEXT", help="System prompt, for models with a chat template.")
-@click.option("--ignore-chat-template", is_flag=True, help="Continue the prompt as plain text.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
-@click.option("--temp", type=FiniteRange(min=0), default=0.0, show_default=True, help="0: the likeliest token always.")
-@click.option(
-    "--top-p",
-    type=FiniteRange(min=0, max=1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Draw from the likeliest tokens that hold this share of the probability.",
-)
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer and its figures as JSON.")
+def speed(last: "Piece") -> str:
+    """What an answer took, from its last piece: `42 tokens, 350 tokens/s, 0.12 GB`."""
+    rate = [f"{last.tokens_per_second:.0f} tokens/s"] if last.tokens_per_second else []
+    return ", ".join([display.count(last.answer_tokens, "token"), *rate, f"{last.peak_memory_gb:.2f} GB"])
+
+
+@click.command("generate", short_help="answer one prompt")
+@answer_flags
+@click.option("--prompt", required=True, metavar="TEXT", help="the prompt; - reads it from stdin")
+@click.option("--ignore-chat-template", is_flag=True, help="continue the prompt as plain text")
+@click.option("--json", "as_json", is_flag=True, help="print the answer and its figures as JSON")
 def command(
     name: str,
     revision: str | None,
-    adapter_path: str | None,
-    prompt: str,
+    adapter_path: Path | None,
     system_prompt: str | None,
-    ignore_chat_template: bool,
     max_tokens: int,
     temp: float,
     top_p: float,
     seed: int,
+    prompt: str,
+    ignore_chat_template: bool,
     as_json: bool,
 ) -> None:
     """Answer one prompt; only the answer goes to stdout.
@@ -113,35 +128,34 @@ def command(
 
     \b
     Example:
-      mlxtune generate --model tiny --prompt "Is this a complaint? My card has not arrived."
+      mlxtune generate --model tiny --prompt "Ticket: my card has not arrived. Label:"
     """
-    text = _from_stdin() if prompt == "-" else prompt
-    from mlxtune import generate
+    text = _stdin_text() if prompt == "-" else prompt
+    from mlxtune import generate, hub
 
-    lm = load(name, revision, adapter_path)
+    lm = load(hub.fetch(name, revision), adapter_path)
     if lm.has_chat_template and not ignore_chat_template:
         system = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
         tokens = generate.prompt_tokens(lm, [*system, {"role": "user", "content": text}])
-    elif system_prompt is not None:
-        reason = "--ignore-chat-template" if lm.has_chat_template else "a model without one"
-        raise InputError(f"--system-prompt needs a chat template, but this is {reason}", hint="put it into --prompt")
-    else:
+    elif system_prompt is None:
         tokens = generate.text_tokens(lm, text)
+    else:
+        raise InputError("--system-prompt needs a chat template", where=name, hint="put the text into --prompt")
     allowed = generate.room(lm, len(tokens), max_tokens, "shorten the prompt")
-    stream = generate.stream(lm, tokens, max_tokens=allowed, temp=temp, top_p=top_p, seed=seed)
-    with closing(stream):
+    pieces = generate.stream(lm, tokens, max_tokens=allowed, temp=temp, top_p=top_p, seed=seed)
+    with closing(pieces):
         if as_json:
-            _print_json(name, text, list(stream))
+            _print_json(name, text, list(pieces))
             return
-        for piece in show(stream):
+        for piece in shown(pieces):
             last = piece
     click.echo()
-    dim(f"{speed(last)}; prompt: {display.count(last.prompt_tokens, 'token')}, "
-        f"{last.prompt_tokens_per_second:.0f} tokens/s")  # fmt: skip
+    fed = f"prompt: {display.count(last.prompt_tokens, 'token')}, {last.prompt_tokens_per_second:.0f} tokens/s"
+    remark(f"{speed(last)}; {fed}{'; cut, the answer is longer' if last.finish_reason == 'length' else ''}")
 
 
-def _from_stdin() -> str:
-    """Stdin as text, without the newline that `echo` adds. Raises InputError."""
+def _stdin_text() -> str:
+    """All of stdin, without the newline that `echo` adds. Raises InputError."""
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError:
@@ -160,5 +174,5 @@ def _print_json(name: str, prompt: str, pieces: "list[Piece]") -> None:
         "finish_reason": last.finish_reason,
     }
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    # JSON lets C1 and bidi controls stand as they are; escaped, they mean the same
+    # JSON allows C1 and bidi controls as they are; escaped they mean the same and leave a terminal alone
     display.result(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line))

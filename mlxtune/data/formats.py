@@ -3,15 +3,18 @@
 To add a format: a function `row -> Example` and a line in `FORMATS`.
 """
 
-import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from mlxtune.data.files import Row
-from mlxtune.errors import DataError
+from mlxtune.errors import DataError, RecipeError
 from mlxtune.recipe import DataRecipe
 
+_TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -92,11 +95,17 @@ def answer_text(example: Example) -> str | None:
 
 
 def _filled(template: str, row: Row) -> str:
+    """A Jinja template with the columns of a row filled in. Raises DataError for one that is missing or no text."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        return template.format(**{name: _text(row, name) for name in names})
-    except (ValueError, IndexError, KeyError, AttributeError):
-        raise DataError(f"the template {template!r} is malformed", where="data.prompt, data.completion") from None
+        text = _TEMPLATES.from_string(template).render(row.value)
+    except jinja2.UndefinedError as error:
+        seen = ", ".join(f"`{name}`" for name in row.value)
+        raise DataError(f"{template!r} does not fit: {error}", where=row.where, hint=f"it has {seen}") from None
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise RecipeError(f"{template!r} is no valid template: {error}", where="data.prompt, data.completion") from None
+    if not text.strip():
+        raise DataError(f"{template!r} gives an empty text", where=row.where, hint="fill the row in or delete it")
+    return text
 
 
 def _text(row: Row, column: str) -> str:

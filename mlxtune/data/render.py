@@ -57,11 +57,13 @@ def render(
     Raises DataError for a row that cannot be rendered exactly, and for rows longer than `max_seq_length` tokens
     unless `data.too_long` is `drop`.
     """
-    controls = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    added = {token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    controls = list(added.values())
+    closing = {*ends, *added, *tokenizer.all_special_ids}
     samples: list[Sample] = []
     too_long: list[tuple[str, int]] = []
     for done, (row, example) in enumerate(rows, start=1):
-        sample = _sample(row.where, example, tokenizer, ends, controls, data.mask_prompt)
+        sample = _sample(row.where, example, tokenizer, closing, controls, data.mask_prompt)
         if len(sample.tokens) > max_seq_length:
             too_long.append((row.where, len(sample.tokens)))
         else:
@@ -78,17 +80,17 @@ def render(
 
 
 def _sample(
-    where: str, example: Example, tokenizer: Any, ends: set[int], controls: list[str], mask_prompt: bool
+    where: str, example: Example, tokenizer: Any, closing: set[int], controls: list[str], mask_prompt: bool
 ) -> Sample:
-    _refuse_controls(where, example, controls)
+    _refuse_unreadable(where, example, controls)
     if isinstance(example, Text):
-        tokens = [*tokenizer.encode(example.text), tokenizer.eos_token_id]
+        tokens = [*_plain(tokenizer, example.text), _end_of_text(where, tokenizer)]
         return Sample(where, tokens, [False] + [True] * (len(tokens) - 1), 0, None)
     if isinstance(example, Completion) and tokenizer.chat_template is None:
         sample = _plain_completion(where, example, tokenizer)
     else:
         chat = example if isinstance(example, Chat) else _as_chat(example)
-        sample = _chat(where, chat, tokenizer, ends)
+        sample = _chat(where, chat, tokenizer, closing)
     if mask_prompt:
         return sample
     return Sample(
@@ -100,12 +102,14 @@ def _as_chat(example: Completion) -> Chat:
     return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
 
 
-def _refuse_controls(where: str, example: Example, controls: list[str]) -> None:
+def _refuse_unreadable(where: str, example: Example, controls: list[str]) -> None:
     texts = (
         [str(message["content"]) for message in example.messages]
         if isinstance(example, Chat)
         else [example.prompt, example.completion] if isinstance(example, Completion) else [example.text]
     )  # fmt: skip
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise DataError("holds half a character (a lone surrogate)", where=where, hint="delete it")
     for text, control in itertools.product(texts, controls):
         if control in text:
             raise DataError(
@@ -115,21 +119,33 @@ def _refuse_controls(where: str, example: Example, controls: list[str]) -> None:
             )
 
 
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text without the end that some tokenizers add of themselves."""
+    tokens: list[int] = tokenizer.encode(text)
+    return tokens[:-1] if tokens[-1:] == [tokenizer.eos_token_id] else tokens
+
+
+def _end_of_text(where: str, tokenizer: Any) -> int:
+    if tokenizer.eos_token_id is None:
+        raise DataError("needs an end-of-text token, which this tokenizer does not name", where=where)
+    return int(tokenizer.eos_token_id)
+
+
 def _plain_completion(where: str, example: Completion, tokenizer: Any) -> Sample:
-    prompt = tokenizer.encode(example.prompt)
-    tokens = tokenizer.encode(example.prompt + example.completion)
+    prompt = _plain(tokenizer, example.prompt)
+    tokens = _plain(tokenizer, example.prompt + example.completion)
     if tokens[: len(prompt)] != prompt:
         raise DataError(
             "the end of the prompt and the start of the answer make one token",
             where=where,
             hint="move the space from the prompt's end to the answer's start",
         )
-    tokens = [*tokens, tokenizer.eos_token_id]
+    tokens = [*tokens, _end_of_text(where, tokenizer)]
     trained = [position >= len(prompt) for position in range(len(tokens))]
     return Sample(where, tokens, trained, len(prompt), example.completion)
 
 
-def _chat(where: str, chat: Chat, tokenizer: Any, ends: set[int]) -> Sample:
+def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int]) -> Sample:
     if tokenizer.chat_template is None:
         raise DataError(
             "has messages, but the tokenizer has no chat template",
@@ -149,29 +165,34 @@ def _chat(where: str, chat: Chat, tokenizer: Any, ends: set[int]) -> Sample:
             raise DataError(
                 f"message {number + 1}: the chat template renders the messages before it otherwise once it is there",
                 where=where,
-                hint="split the conversation so that this answer comes last",
+                hint="split the conversation so that this answer comes last"
+                if number + 1 < len(chat.messages)
+                else "put a system prompt into the question, or set data.chat_template to one without thoughts",
             )
         answer = message["content"]
         start = len(asked) + _find_answer(where, number, text[len(asked) :], answer)
-        stop = start + len(answer.strip())
-        first = next(i for i, (_, end) in enumerate(offsets) if end > len(asked))
-        if offsets[first][0] < len(asked):
+        prompt = tokenizer.encode(asked, add_special_tokens=False)
+        prompt_length = len(prompt)
+        # a control token may take the white space behind it with it, as in Phi-3: then the answer starts later
+        if tokens[:prompt_length] != prompt or offsets[prompt_length][0] > start:
             raise DataError(
-                f"message {number + 1}: its beginning and the end of the generation prompt make one token", where=where
+                f"message {number + 1}: its beginning and the end of the generation prompt make one token",
+                where=where,
+                hint="delete the white space at the start of this answer",
             )
-        prompt_length = first
-        last = _end_of_turn(where, number, offsets, tokens, stop, text, ends, tokenizer)
-        trained[first : last + 1] = [True] * (last + 1 - first)
-    asked_tokens = tokenizer.encode(asked, add_special_tokens=False)
-    if tokens[:prompt_length] != asked_tokens:
-        raise DataError("its prompt has other tokens alone than with its answer", where=where)
+        stop = start + len(answer.strip())
+        last = _end_of_turn(where, number, offsets, tokens, stop, text, closing)
+        trained[prompt_length : last + 1] = [True] * (last + 1 - prompt_length)
     return Sample(where, tokens, trained, prompt_length, answer)
 
 
 def _template(where: str, chat: Chat, messages: list[dict[str, Any]], tokenizer: Any, *, ask: bool) -> str:
+    """The template's text. Answers of examples hold no thoughts, so a template that can ask without them does."""
     try:
         return str(
-            tokenizer.apply_chat_template(messages, tools=chat.tools or None, add_generation_prompt=ask, tokenize=False)
+            tokenizer.apply_chat_template(
+                messages, tools=chat.tools or None, add_generation_prompt=ask, tokenize=False, enable_thinking=False
+            )
         )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         raise DataError(f"the chat template refuses it: {error}", where=where) from None
@@ -192,19 +213,15 @@ def _end_of_turn(
     tokens: list[int],
     stop: int,
     text: str,
-    ends: set[int],
-    tokenizer: Any,
+    closing: set[int],
 ) -> int:
     """Index of the token that ends the turn: the first end or control token behind the answer, only space between."""
-    special = set(tokenizer.all_special_ids) | {
-        token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
     for index, (begin, _) in enumerate(offsets):
         if begin < stop:
             continue
         if text[stop:begin].strip():
             break
-        if tokens[index] in ends or tokens[index] in special:
+        if tokens[index] in closing:
             return index
     raise DataError(
         f"message {number + 1}: no end-of-turn token follows it in the chat template",

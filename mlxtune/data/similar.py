@@ -58,12 +58,13 @@ def near_pairs(texts: Sequence[str], threshold: float = THRESHOLD) -> list[Pair]
     """Every pair of different texts whose Jaccard similarity is at least `threshold` (above 0), in order.
 
     Texts that are equal when normalised count as one, named by its first place. A shingle that more than a tenth of
-    the different texts have (and more than eight of them) says nothing about a pair: both must be alike with and
-    without such shingles, and the lower figure is reported. So a long instruction in front of each row does not make
-    all rows alike; in return two texts that differ by nothing but common shingles are not found.
+    the different texts have (and more than eight of them) says nothing about a pair: without such shingles the pair
+    must still reach half the threshold. So a long instruction in front of each row does not make all rows alike; in
+    return, two texts that are told apart from the rest by little are not found.
 
-    Exact otherwise: two sets with a similarity of t share one of the |a| - ⌈t·|a|⌉ + 1 rarest shingles of each
-    (prefix filtering, Chaudhuri et al. 2006), so only texts that meet in an index of those are compared.
+    Exact otherwise: with one order of all shingles, rarest first, the first shingle that two sets with a similarity
+    of t share is among the first |a| - ⌈t·|a|⌉ + 1 of each (prefix filtering, Chaudhuri et al. 2006), so only texts
+    that meet in an index of those are compared.
     """
     places: dict[str, int] = {}
     for place, text in enumerate(texts):
@@ -75,11 +76,12 @@ def near_pairs(texts: Sequence[str], threshold: float = THRESHOLD) -> list[Pair]
 
     index: dict[str, list[int]] = defaultdict(list)
     found = []
-    for place, mine in telling.items():
-        rarest = sorted(mine, key=lambda s: (having[s], s))[: len(mine) - math.ceil(threshold * len(mine) - 1e-9) + 1]
+    for place, mine in whole.items():
+        length = len(mine) - math.ceil(threshold * len(mine) - 1e-9) + 1
+        rarest = [s for s in sorted(mine, key=lambda s: (having[s], s))[:length] if s in telling[place]]
         for other in {each for shingle in rarest for each in index[shingle]}:
-            similarity = min(jaccard(mine, telling[other]), jaccard(whole[place], whole[other]))
-            if similarity >= threshold:
+            similarity = jaccard(mine, whole[other])
+            if similarity >= threshold and jaccard(telling[place], telling[other]) >= threshold / 2:
                 found.append(Pair(other, place, similarity))
         for shingle in rarest:
             index[shingle].append(place)

@@ -18,19 +18,27 @@ from mlxtune.recipe.settings import Recipe, fields_of, section_type
 class _Loader(yaml.SafeLoader):
     """YAML 1.1, but `1e-5` is a float and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
-            seen.add(key if isinstance(key, str) else id(key_node))
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"key `{key.value}` twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as a text."""
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def load(path: Path) -> Recipe:
@@ -44,18 +52,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
     except FileNotFoundError:
         raise RecipeError("no such recipe", where=path, hint="give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read: {error}", where=path) from None
+    except UnicodeDecodeError:
+        raise RecipeError("is not UTF-8", where=path, hint="save the file as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=path) from None
     value = {} if value is None else value
     if not isinstance(value, dict):
-        raise RecipeError(f"is a {type(value).__name__}, not a mapping", where=path, hint="write `key: value` lines")
-    return from_mlx_lm(value) if is_mlx_lm(value) else value
+        kind = "list" if isinstance(value, list) else "single value"
+        raise RecipeError(f"is a {kind}, not a mapping", where=path, hint="write `key: value` lines")
+    return from_mlx_lm(value, str(path)) if is_mlx_lm(value) else value
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
     """The value of one YAML text. Raises RecipeError with the line."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (ValueError, RecursionError) as error:  # such as the date 2024-13-45, and a hundred thousand brackets
+        raise RecipeError(f"not valid YAML: {error}", where=where) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -70,7 +83,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML; `load` of it gives the same recipe."""
-    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_dict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def reference() -> str:
@@ -91,7 +104,7 @@ def reference() -> str:
 
 def _reference_line(each: dataclasses.Field[Any], indent: str) -> str:
     default = each.default if each.default is not MISSING else typing.cast(Any, each.default_factory)()
-    value = yaml.safe_dump(default, default_flow_style=True, width=1000).replace("\n...", "").strip()
+    value = yaml.dump(default, Dumper=_Dumper, default_flow_style=True, width=1000).replace("\n...", "").strip()
     choices = each.metadata.get("choices")
     note = f" ({', '.join(choices)})" if choices else ""
     return f"{indent}{each.name}: {value}  # {each.metadata['help']}{note}"

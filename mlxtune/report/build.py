@@ -149,18 +149,19 @@ def _text(path: Path) -> str | None:
         raise InputError(f"cannot be read: {error.strerror}", where=path) from None
 
 
-def _lines(path: Path) -> list[str]:
-    text = _text(path)
-    return [line for line in text.split("\n") if line.strip()] if text is not None else []
-
-
 def _row_count(path: Path) -> int | None:
-    return len(_lines(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as lines:
+            return sum(bool(line.strip()) for line in lines)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
 
 
 def _curve(path: Path, training: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Step, training and validation loss of the log's lines, about CURVE_POINTS of them, from before training on."""
-    lines = _lines(path)
+    lines = [line for line in (_text(path) or "").split("\n") if line.strip()]
     curve = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -216,9 +217,9 @@ def _sample(now: dict[str, Any], then: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "where": visible(now["where"]),
         "prompt": shorten(visible(now["prompt"])),
-        "expected": shorten(visible(now["expected"] or "")),
-        "base": shorten(visible(then["answer"] or "")) if then else None,
-        "answer": shorten(visible(now["answer"])),
+        "expected": shorten(visible(now["expected"] or "").strip()),
+        "base": shorten(visible(then["answer"] or "").strip()) if then else None,
+        "answer": shorten(visible(now["answer"]).strip()),
         "base_right": _is_right(then) if then else None,
         "right": _is_right(now),
     }

@@ -11,9 +11,9 @@ from typing import Any
 from mlxtune.report.score import Score
 from mlxtune.report.words import figure, number
 
-WIDTH, HEIGHT = 440, 270
+WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 44  # margins around the plot
-BAR_LEFT, BAR_STEP, BAR_HEIGHT = 52, 52, 20
+BAR_LEFT, BAR_TOP, BAR_STEP, BAR_HEIGHT = 52, 6, 52, 20
 
 STYLE = """
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
@@ -93,7 +93,7 @@ def bars(columns: Sequence[tuple[str, Score]]) -> str:
     """One bar for each named share, with its 95 % interval as a whisker; empty without any."""
     if not columns:
         return ""
-    height = TOP + BAR_STEP * len(columns) + 22
+    height = BAR_TOP + BAR_STEP * len(columns) + 22
     across = WIDTH - BAR_LEFT - RIGHT
 
     def x(share: float) -> float:
@@ -101,10 +101,10 @@ def bars(columns: Sequence[tuple[str, Score]]) -> str:
 
     parts = []
     for share in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<line class="grid" x1="{x(share):.1f}" x2="{x(share):.1f}" y1="{TOP - 8}" y2="{height - 20}"/>')
+        parts.append(f'<line class="grid" x1="{x(share):.1f}" x2="{x(share):.1f}" y1="{BAR_TOP}" y2="{height - 20}"/>')
         parts.append(_text(x(share), height - 4, f"{share * 100:.0f} %", "end" if share == 1 else "middle"))
     for index, (name, score) in enumerate(columns):
-        top = TOP + BAR_STEP * index + 16
+        top = BAR_TOP + BAR_STEP * index + 16
         middle = top + BAR_HEIGHT / 2
         parts.append(_text(BAR_LEFT - 8, middle + 4, name, "end", "strong"))
         parts.append(_text(BAR_LEFT + 4, top - 5, figure(score), "start"))

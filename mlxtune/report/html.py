@@ -43,7 +43,7 @@ td span{display:block;color:var(--muted);font-size:.85rem;white-space:nowrap}
 table.list td,table.list th{text-align:left;overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}
 .charts section{margin:0}.charts{margin:0 0 1rem}
-.sample{border-top:1px solid var(--line);padding:.8rem 0}.sample:last-child{padding-bottom:0}
+p+.sample{margin-top:.8rem}.sample{border-top:1px solid var(--line);padding:.8rem 0}.sample:last-child{padding-bottom:0}
 .sample h3{font-size:.85rem;font-weight:600;color:var(--muted);margin:0 0 .4rem;overflow-wrap:anywhere}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
 .prompt{background:var(--field);border-radius:4px;padding:.5rem .7rem;margin-bottom:.5rem;font-size:.93rem}
@@ -57,7 +57,7 @@ font:13px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
 ul{margin:0;padding-left:1.2rem}
 footer{color:var(--muted);font-size:.85rem}
 @media (max-width:34rem){h1{font-size:1.15rem}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.5rem}
-th,td{padding:.4rem .35rem}td b{white-space:normal}}
+table{font-size:.92rem}th,td{padding:.4rem .2rem .4rem 0}td b,td span{white-space:normal}td span{font-size:.78rem}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--text:#000;--muted:#444;--line:#bbb;--accent:#1f6fb2;
 --train:#888;--good:#155f39;--bad:#8f2a24;--unsure:#6b4b00;--field:#f3f3f3}main{max-width:none;padding:0}
 section,.sample{break-inside:avoid}section.long{break-inside:auto}pre{white-space:pre-wrap}
@@ -92,7 +92,7 @@ def render(report: dict[str, Any]) -> str:
 <body>
 <main>
 <header><p>Tuning report · {_text(model)} · {_text(report["paths"]["run"])}</p></header>
-<h1 class="{_text(report["outcome"])}">{_text(report["verdict"])}</h1>
+<h1 class="{_text(report["outcome"])}">{_text(report["verdict"]).replace(" %", "&nbsp;%")}</h1>
 {"".join(sections)}
 <footer>Written by mlxtune{version} from the files of the run; <code>mlxtune report</code> writes it again.</footer>
 </main>
@@ -135,7 +135,7 @@ def _scores(report: dict[str, Any]) -> str:
 
 def _cell(cell: str) -> str:
     figure, _, interval = cell.partition(" (")
-    below = f"<span>{_text(interval.rstrip(')'))}</span>" if interval else ""
+    below = f"<span>{_text(interval.rstrip(')')).replace('-', '-<wbr>')}</span>" if interval else ""
     return f"<td><b>{_text(figure)}</b>{below}</td>"
 
 

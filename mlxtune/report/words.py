@@ -34,7 +34,7 @@ def shorten(text: str, longest: int = 600) -> str:
 
 
 def percent(share: float) -> str:
-    """`91.7 %`; only a whole share is written `100 %`, only an empty one `0 %`."""
+    """`91.7 %`; three decimals at most keep a nearly whole share apart from `100 %`, a tiny one from `0 %`."""
     for decimals in (1, 2, 3):
         text = f"{share * 100:.{decimals}f}"
         if float(text) not in (0, 100) or share in (0, 1):

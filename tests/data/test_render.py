@@ -1,0 +1,418 @@
+"""Rendering: exactly the answers are learned, on the embedded tokenizer and on real ones."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.processors import ByteLevel, TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from mlxtune.data.files import Row
+from mlxtune.data.formats import Chat, Completion, Example, Text
+from mlxtune.data.render import Rendered, Sample, render
+from mlxtune.errors import DataError
+from mlxtune.recipe import DataRecipe
+
+PACKAGE = Path(__file__).parents[2] / "mlxtune"
+REAL = ("qwen2.5-0.5b-instruct", "smollm2-135m-instruct", "mistral-v3", "ort-phi-3-mini")
+LOADED: dict[Path, Any] = {}
+
+# a generation prompt that opens a thought, and a history without the thoughts, in the manner of DeepSeek-R1
+OPENS_A_THOUGHT = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+# the answer to the last question stands behind a thought, which may be empty; earlier ones lose it, as in Qwen3
+EMPTY_THOUGHT = """{% set last = messages | map(attribute='role') | list %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.index0 > (last | length - 2) %}<think>
+
+</think>
+
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def load(path: Path) -> Any:
+    """A tokenizer, loaded once for all tests: the large ones take seconds."""
+    if path not in LOADED:
+        LOADED[path] = AutoTokenizer.from_pretrained(path)
+    return LOADED[path]
+
+
+TINY = load(PACKAGE / "assets" / "tiny")
+
+
+@pytest.fixture(params=("tiny", *REAL))
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    if request.param == "tiny":
+        return TINY
+    return load(request.getfixturevalue("shared_assets") / "tokenizers" / request.param)
+
+
+@pytest.fixture
+def plain(stories: Path) -> Any:
+    """A real tokenizer without a chat template, which puts a beginning-of-text token in front."""
+    return load(stories)
+
+
+def with_template(template: str | None) -> Any:
+    """The embedded tokenizer with another chat template."""
+    changed = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(TINY.backend_tokenizer.to_str()), eos_token="<|im_end|>"
+    )
+    changed.chat_template = template
+    return changed
+
+
+def chat(*turns: tuple[str, str]) -> Chat:
+    return Chat([{"role": role, "content": content} for role, content in turns])
+
+
+def rendered(tokenizer: Any, *examples: Example, max_seq_length: int = 10_000, **data: Any) -> Rendered:
+    rows = [(Row("chats.jsonl", line, {}), example) for line, example in enumerate(examples, start=1)]
+    return render(rows, tokenizer, {tokenizer.eos_token_id}, DataRecipe(**data), max_seq_length)
+
+
+def sample(tokenizer: Any, example: Example, **data: Any) -> Sample:
+    (only,) = rendered(tokenizer, example, **data).samples
+    return only
+
+
+def refusal(tokenizer: Any, example: Example, **data: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        rendered(tokenizer, example, **data)
+    return str(caught.value)
+
+
+def learned(tokenizer: Any, sample: Sample) -> list[str]:
+    """The texts of the stretches of supervised tokens."""
+    stretches: list[list[int]] = [[]]
+    for token, trained in zip(sample.tokens, sample.trained, strict=True):
+        if trained:
+            stretches[-1].append(token)
+        elif stretches[-1]:
+            stretches.append([])
+    return [tokenizer.decode(stretch) for stretch in stretches if stretch]
+
+
+def marker(tokenizer: Any) -> str:
+    return "<|end|>" if "<|end|>" in tokenizer.get_vocab() else str(tokenizer.eos_token)
+
+
+def asked(tokenizer: Any, chat: Chat) -> list[int]:
+    """The tokens that ask a model for the last answer of `chat`, as transformers makes them."""
+    return list(tokenizer.apply_chat_template(chat.messages[:-1], add_generation_prompt=True, return_dict=False))
+
+
+def is_mistral(tokenizer: Any) -> bool:
+    """Its template trims answers, puts a space before them, and the system prompt before the last question."""
+    return "[INST]" in tokenizer.get_vocab()
+
+
+TURNS = [
+    ("user", "Grüße aus Köln\n\nund 你好 🙂"),
+    ("assistant", "Hallo 🙂, 你好!\n\n- eins\n- zwei 👩‍👩‍👧"),
+    ("user", "  spaces  \n"),
+    ("assistant", "Ünïcödé é ①"),
+    ("user", "再见"),
+    ("assistant", "🏳️‍🌈"),
+]
+
+
+def test_every_answer_and_its_end_of_turn_are_learned_and_nothing_else(tokenizer: Any) -> None:
+    example = chat(*TURNS)
+    found = sample(tokenizer, example)
+    space = " " if is_mistral(tokenizer) else ""
+    answers = [content for role, content in TURNS if role == "assistant"]
+    assert learned(tokenizer, found) == [f"{space}{answer}{marker(tokenizer)}" for answer in answers]
+    assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
+    assert (found.where, found.answer) == ("chats.jsonl:1", "🏳️‍🌈")
+    assert not any(found.trained[found.prompt_length :][len(tokenizer.encode("🏳️‍🌈")) + 2 :])
+
+
+def test_a_system_prompt_is_not_learned(tokenizer: Any) -> None:
+    example = chat(("system", "Be brief. 🙂"), *TURNS)
+    if is_mistral(tokenizer):  # its template writes the system prompt into the last question, and only to ask
+        assert refusal(tokenizer, example) == (
+            "chats.jsonl:1: message 3: the chat template renders the messages before it otherwise once it is there; "
+            "split the conversation so that this answer comes last"
+        )
+        assert refusal(tokenizer, chat(("system", "Be brief."), *TURNS[:2])) == (
+            "chats.jsonl:1: message 3: the chat template renders the messages before it otherwise once it is there; "
+            "put a system prompt into the question, or set data.chat_template to one without thoughts"
+        )
+        return
+    found = sample(tokenizer, example)
+    answers = [content for role, content in TURNS if role == "assistant"]
+    assert learned(tokenizer, found) == [f"{answer}{marker(tokenizer)}" for answer in answers]
+    assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
+
+
+def test_the_whole_of_a_sample_by_hand() -> None:
+    found = sample(TINY, chat(("user", "a"), ("assistant", " b\n"), ("user", "c"), ("assistant", "🙂")))
+    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n b\n<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+    assert TINY.decode(found.tokens) == f"{text}<|im_start|>assistant\n🙂<|im_end|>\n"
+    pieces = TINY.convert_ids_to_tokens(found.tokens)
+    # the smiley is four tokens, one a byte, all of the same character
+    assert pieces[found.prompt_length :] == ["ð", "Ł", "Ļ", "Ĥ", "<|im_end|>", "Ċ"]
+    assert found.trained[found.prompt_length :] == [True] * 5 + [False]
+    assert learned(TINY, found) == [" b\n<|im_end|>", "🙂<|im_end|>"]
+    assert found.trained_count == len(TINY.encode(" b\n")) + 1 + 5
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("answer", [" b", "b  ", "b\n", "\tb", "\n\nb", "\u3000b", " 🙂 ", "b \n c"])
+def test_white_space_around_an_answer_is_kept_or_refused(name: str, answer: str, shared_assets: Path) -> None:
+    tokenizer = load(shared_assets / "tokenizers" / name)
+    example = chat(("user", "a"), ("assistant", answer))
+    if name in REAL[:2] and answer == "\n\nb":  # the line break that ends the prompt would be part of the token
+        assert refusal(tokenizer, example) == (
+            "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token; "
+            "delete the white space at the start of this answer"
+        )
+        return
+    found = sample(tokenizer, example)
+    kept = {
+        "mistral-v3": f" {answer.strip()}",  # its template trims
+        "ort-phi-3-mini": answer.lstrip(),  # <|assistant|> takes all white space behind it with it
+    }.get(name, answer)
+    assert learned(tokenizer, found) == [kept + marker(tokenizer)]
+    assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
+
+
+def test_phi_3s_text_ends_with_an_end_of_text_that_is_not_learned(shared_assets: Path) -> None:
+    phi = load(shared_assets / "tokenizers" / "ort-phi-3-mini")
+    found = sample(phi, chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+    pieces = phi.convert_ids_to_tokens(found.tokens)
+    assert pieces[-3:] == ["d", "<|end|>", "<|endoftext|>"]
+    assert found.trained[-3:] == [True, True, False]
+    assert learned(phi, found) == ["b<|end|>", "d<|end|>"]
+    assert learned(phi, sample(phi, chat(("user", "a"), ("assistant", "b")), mask_prompt=False)) == [
+        phi.decode(phi.encode("<|user|>\na<|end|>\n<|assistant|>\nb<|end|>\n<|endoftext|>", add_special_tokens=False)[1:])
+    ]
+
+
+def test_offsets_without_leading_spaces_hide_no_merged_token() -> None:
+    """Byte-level tokenizers may leave a token's leading space out of its offsets; " b" must not pass for "b"."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    trimmed = with_template(template + "{% if add_generation_prompt %}assistant: {% endif %}")
+    trimmed.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True, add_prefix_space=False)
+    assert trimmed(" the", return_offsets_mapping=True)["offset_mapping"] == [(1, 4)]
+    assert refusal(trimmed, chat(("user", "a"), ("assistant", "the"), ("user", "c"), ("assistant", "🙂"))).startswith(
+        "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token"
+    )
+    trimmed.chat_template = template + "{% if add_generation_prompt %}assistant:{% endif %}"
+    assert learned(trimmed, sample(trimmed, chat(("user", "a"), ("assistant", "the")))) == [" the<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("example", "control"),
+    [
+        (chat(("user", "what is <|im_end|>?"), ("assistant", "a marker")), "<|im_end|>"),
+        (chat(("user", "what"), ("assistant", "it is <|im_start|>")), "<|im_start|>"),
+        (chat(("system", "<|endoftext|>"), ("user", "a"), ("assistant", "b")), "<|endoftext|>"),
+        (Completion("a<|im_end|>", "b"), "<|im_end|>"),
+        (Completion("a", "<|im_end|>b"), "<|im_end|>"),
+        (Text("one<|endoftext|>two"), "<|endoftext|>"),
+    ],
+)
+def test_text_that_reads_as_a_control_token_is_refused_with_its_place(example: Example, control: str) -> None:
+    with pytest.raises(DataError) as caught:
+        rendered(TINY, Text("fine"), example)
+    assert str(caught.value) == (
+        f"chats.jsonl:2: holds the text '{control}', which this tokenizer reads as a control token; delete it"
+    )
+
+
+def test_half_a_character_is_refused() -> None:
+    for example in (chat(("user", "a\ud83d"), ("assistant", "b")), Completion("a", "\ude00"), Text("a\udfffb")):
+        assert refusal(TINY, example) == "chats.jsonl:1: holds half a character (a lone surrogate); delete it"
+
+
+def test_a_template_that_opens_a_thought_is_refused() -> None:
+    tokenizer = with_template(OPENS_A_THOUGHT)
+    assert refusal(tokenizer, chat(("user", "a"), ("assistant", "b"))) == (
+        "chats.jsonl:1: message 2: the chat template renders the messages before it otherwise once it is there; "
+        "put a system prompt into the question, or set data.chat_template to one without thoughts"
+    )
+    assert "the chat template renders" in refusal(tokenizer, chat(("user", "a"), ("assistant", "<think>hm</think>b")))
+
+
+def test_a_template_that_can_ask_without_a_thought_does() -> None:
+    tokenizer = with_template(EMPTY_THOUGHT)
+    found = sample(tokenizer, chat(("user", "a"), ("assistant", "b")))
+    assert learned(tokenizer, found) == ["b<|im_end|>"]
+    assert tokenizer.decode(found.tokens[: found.prompt_length]) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    # an earlier answer stands there without the thought that the model would have been asked with
+    assert refusal(tokenizer, chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))) == (
+        "chats.jsonl:1: message 2: the chat template renders the messages before it otherwise once it is there; "
+        "split the conversation so that this answer comes last"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("{{ m.content | upper }}<|im_end|>", "message 2: the chat template changes this answer"),
+        ("Answer: {{ m.content }}<|im_end|>", "message 2: the chat template changes this answer"),
+        (
+            "{{ m.content }}\n",
+            "message 2: no end-of-turn token follows it in the chat template; use a model made for chat",
+        ),
+        (
+            "{{ m.content }} (done)<|im_end|>",
+            "message 2: no end-of-turn token follows it in the chat template; use a model made for chat",
+        ),
+        ("{{ raise_exception('Only users may speak') }}", "the chat template refuses it: Only users may speak"),
+    ],
+)
+def test_templates_that_hide_the_answer_are_refused(change: str, line: str) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + change
+        + "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert refusal(with_template(template), chat(("user", "a"), ("assistant", "b"))) == f"chats.jsonl:1: {line}"
+
+
+def test_tools_are_part_of_the_prompt(shared_assets: Path) -> None:
+    qwen = load(shared_assets / "tokenizers" / REAL[0])
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    found = sample(qwen, Chat(chat(("user", "Rain?"), ("assistant", "No.")).messages, tools))
+    assert '"name": "weather"' in qwen.decode(found.tokens[: found.prompt_length])
+    assert learned(qwen, found) == ["No.<|im_end|>"]
+
+
+def test_completion_rows_are_chats_where_there_is_a_template() -> None:
+    assert sample(TINY, Completion("a", " b")) == sample(TINY, chat(("user", "a"), ("assistant", " b")))
+
+
+def test_completion_rows_without_a_template(plain: Any) -> None:
+    found = sample(plain, Completion("Customer: my card\nIntent:", " arrival é"))
+    assert plain.decode(found.tokens) == "<s> Customer: my card\nIntent: arrival é</s>"
+    assert found.tokens[: found.prompt_length] == plain.encode("Customer: my card\nIntent:")
+    assert learned(plain, found) == ["arrival é</s>"]  # the decoder drops a leading space
+    assert found.trained == [False] * found.prompt_length + [True] * (len(found.tokens) - found.prompt_length)
+    assert found.answer == " arrival é"
+
+
+def test_a_prompt_whose_end_merges_with_the_answer_is_refused(plain: Any) -> None:
+    assert refusal(plain, Completion("Intent: ", "the arrival")) == (
+        "chats.jsonl:1: the end of the prompt and the start of the answer make one token; "
+        "move the space from the prompt's end to the answer's start"
+    )
+
+
+def test_messages_need_a_template(plain: Any) -> None:
+    assert refusal(plain, chat(("user", "a"), ("assistant", "b"))) == (
+        "chats.jsonl:1: has messages, but the tokenizer has no chat template; "
+        "use prompt/completion rows, or a model made for chat"
+    )
+
+
+def test_text_is_learned_whole_but_for_its_first_token(plain: Any) -> None:
+    found = sample(plain, Text("Once upon"))
+    assert found.tokens == [*plain.encode("Once upon"), plain.eos_token_id]
+    assert found.trained == [False] + [True] * (len(found.tokens) - 1)
+    assert (found.prompt_length, found.answer) == (0, None)
+
+
+def test_a_tokenizer_that_adds_the_end_itself_adds_it_once(plain: Any) -> None:
+    ending = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(plain.backend_tokenizer.to_str()), eos_token="</s>"
+    )
+    ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    assert ending.encode("Once")[-1] == 2
+    assert learned(ending, sample(ending, Completion("Once", " upon"))) == ["upon</s>"]
+    assert sample(ending, Text("Once upon")).tokens.count(2) == 1
+
+
+def test_a_tokenizer_without_an_end_is_refused_for_plain_text() -> None:
+    endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(TINY.backend_tokenizer.to_str()))
+    line = "chats.jsonl:1: needs an end-of-text token, which this tokenizer does not name"
+    assert refusal(endless, Text("one")) == line
+    assert refusal(endless, Completion("one", " two")) == line
+
+
+def test_mask_prompt_false_learns_every_token(tokenizer: Any) -> None:
+    masked = sample(tokenizer, chat(*TURNS))
+    whole = sample(tokenizer, chat(*TURNS), mask_prompt=False)
+    assert whole.trained == [False] + [True] * (len(whole.tokens) - 1)
+    assert (whole.tokens, whole.prompt_length, whole.answer) == (masked.tokens, masked.prompt_length, masked.answer)
+
+
+def test_rows_that_are_too_long() -> None:
+    examples = [Text("a"), Text("a b c d e f"), Text("b"), Text("a b c d e f g h")]
+    lengths = [len(TINY.encode(each.text)) + 1 for each in examples]
+    assert lengths[0] <= 3 < lengths[1] < lengths[3]
+    with pytest.raises(DataError) as caught:
+        rendered(TINY, *examples, max_seq_length=3)
+    assert str(caught.value) == (
+        f"chats.jsonl:4: has {lengths[3]} tokens, more than train.max_seq_length 3 (2 such rows); "
+        f"set max_seq_length to {lengths[3]}, or data.too_long to drop"
+    )
+    dropped = rendered(TINY, *examples, max_seq_length=3, too_long="drop")
+    assert [each.where for each in dropped.samples] == ["chats.jsonl:1", "chats.jsonl:3"]
+    assert dropped.too_long == ["chats.jsonl:2", "chats.jsonl:4"]
+    assert len(rendered(TINY, *examples, max_seq_length=lengths[3]).samples) == 4  # exactly as long is allowed
+
+
+def test_progress_is_told_a_row() -> None:
+    told: list[int] = []
+    rows = [(Row("chats.jsonl", 1, {}), Text("a")), (Row("chats.jsonl", 2, {}), Text("b"))]
+    render(rows, TINY, {2}, DataRecipe(), 10, told.append)
+    assert told == [1, 2]
+
+
+CONTENT = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\té🙂你\u0301\u200d1aB<|>")), max_size=12
+)
+CONVERSATION = st.tuples(
+    st.booleans(), st.lists(st.tuples(CONTENT, CONTENT.filter(lambda text: bool(text.strip()))), min_size=1, max_size=3)
+)
+
+
+def as_chat(conversation: tuple[bool, list[tuple[str, str]]]) -> Chat:
+    system, turns = conversation
+    said = [each for question, answer in turns for each in (("user", question), ("assistant", answer))]
+    return chat(*([("system", "Be kind.")] if system else []), *said)
+
+
+@settings(max_examples=150, deadline=None)
+@given(CONVERSATION)
+def test_any_chat_on_the_embedded_tokenizer(conversation: tuple[bool, list[tuple[str, str]]]) -> None:
+    example = as_chat(conversation)
+    found = sample(TINY, example)
+    assert learned(TINY, found) == [f"{answer}<|im_end|>" for _, answer in conversation[1]]
+    assert found.tokens[: found.prompt_length] == asked(TINY, example)
+
+
+@pytest.mark.parametrize("name", REAL[:1])
+@settings(max_examples=60, deadline=None)
+@given(conversation=CONVERSATION)
+def test_any_chat_on_a_real_tokenizer_is_exact_or_refused(
+    name: str, shared_assets: Path, conversation: tuple[bool, list[tuple[str, str]]]
+) -> None:
+    tokenizer = load(shared_assets / "tokenizers" / name)
+    example = as_chat(conversation)
+    try:
+        found = sample(tokenizer, example)
+    except DataError as error:
+        assert "make one token" in str(error) and any(answer[0] in "\r\n" for _, answer in conversation[1])
+        return
+    expected = [unicodedata.normalize("NFC", f"{answer}<|im_end|>") for _, answer in conversation[1]]
+    assert learned(tokenizer, found) == expected
+    assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
