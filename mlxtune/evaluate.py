@@ -9,8 +9,8 @@ from typing import Any
 from mlxtune import generate, likelihood
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError
-from mlxtune.metrics.accuracy import accuracy
-from mlxtune.metrics.exact_match import exact_match
+from mlxtune.metrics.accuracy import accuracy, label_of
+from mlxtune.metrics.exact_match import exact_match, is_exact
 from mlxtune.metrics.loss import loss
 from mlxtune.metrics.perplexity import perplexity
 from mlxtune.model import LanguageModel
@@ -20,7 +20,10 @@ from mlxtune.report.score import Score
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One row: what was asked, expected and answered, and the loss in nats per supervised token of the expected."""
+    """One row: what was asked, expected and answered, and the loss in nats per supervised token of the expected.
+
+    `exact`: the answer is the expected one; `right`: its label is, where labels are compared.
+    """
 
     where: str
     prompt: str
@@ -29,6 +32,7 @@ class Prediction:
     loss: float
     tokens: int
     exact: bool | None
+    right: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +83,8 @@ def evaluate(
         if settings.label is not None:
             scores.append(accuracy(answers, expected, settings.label))
     predictions = [
-        Prediction(
-            where=sample.where,
-            prompt=lm.tokenizer.decode(sample.tokens[: sample.prompt_length]),
-            expected=sample.answer,
-            answer=given.get(sample.where),
-            loss=row_nats / max(1, row_tokens),
-            tokens=row_tokens,
-            exact=given[sample.where].strip() == sample.answer.strip() if sample.answer is not None else None,
-        )
-        for sample, row_nats, row_tokens in zip(samples, nats, tokens, strict=True)
+        _prediction(lm, sample, row_nats, given.get(sample.where), settings.label)
+        for sample, row_nats in zip(samples, nats, strict=True)
     ]
     return Evaluation(
         model=str(lm.path),
@@ -98,3 +94,25 @@ def evaluate(
         scores=scores,
         predictions=predictions,
     )
+
+
+def _prediction(
+    lm: LanguageModel, sample: Sample, row_nats: float, answer: str | None, label: str | None
+) -> Prediction:
+    expected = sample.answer
+    return Prediction(
+        where=sample.where,
+        prompt=lm.tokenizer.decode(sample.tokens[: sample.prompt_length]),
+        expected=expected,
+        answer=answer,
+        loss=row_nats / max(1, sample.trained_count),
+        tokens=sample.trained_count,
+        exact=is_exact(answer, expected) if answer is not None and expected is not None else None,
+        right=_is_right(answer, expected, label),
+    )
+
+
+def _is_right(answer: str | None, expected: str | None, label: str | None) -> bool | None:
+    if answer is None or expected is None or label is None:
+        return None
+    return label_of(answer, label) == label_of(expected, label)

@@ -1,9 +1,11 @@
 """A recipe -> the verbs in order; skips stages that are done. Knows the run folder, not the terminal."""
 
+import contextlib
 import hashlib
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -16,13 +18,13 @@ from mlxtune.convert import convert
 from mlxtune.data import load
 from mlxtune.data.audit import audit
 from mlxtune.data.render import Sample, render
-from mlxtune.errors import DataError, OutputError
+from mlxtune.errors import DataError, InputError, OutputError
 from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
-from mlxtune.rundir import RunDir, make_folder, size_of, staged, write_json, write_text
+from mlxtune.rundir import RunDir, make_folder, read_json, size_of, staged, write_json, write_text
 from mlxtune.train import StepLog, Stop, train
 
 STAGES = (
@@ -71,8 +73,9 @@ def run(
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
     source = hub.fetch(recipe.model, recipe.revision)
     model.check(source)
-    _refuse_other(folder, recipe)
-    with folder.lock():
+    _refuse_other(folder, recipe, files)
+    new = [each for each in (folder.root, *folder.root.parents) if not each.exists()]
+    with folder.lock(), _taken_back(folder, new):
         work = _Work(recipe, folder, source, files, on_event, stop)
         for stage in STAGES:
             if stage in stages:
@@ -80,8 +83,8 @@ def run(
         return build.write(folder) if "report" in stages else build.build(folder)
 
 
-def _refuse_other(folder: RunDir, recipe: Recipe) -> None:
-    """A run folder belongs to one recipe."""
+def _refuse_other(folder: RunDir, recipe: Recipe, files: dict[str, Path]) -> None:
+    """A run folder belongs to one recipe and one set of data."""
     if folder.root.exists() and not folder.root.is_dir():
         raise OutputError("is a file", where=folder.root, hint="choose another --out")
     if folder.recipe.exists():
@@ -89,8 +92,44 @@ def _refuse_other(folder: RunDir, recipe: Recipe) -> None:
             raise OutputError(
                 "holds a run of another recipe", where=folder.root, hint="choose another --out, or remove the folder"
             )
+        if folder.origin.exists() and _data_hashes(folder.origin) != sorted(map(_sha256, files.values())):
+            raise OutputError(
+                f"holds a run of other data: {recipe.data.path} has changed since",
+                where=folder.root,
+                hint="choose another --out, or remove the folder",
+            )
     elif folder.root.exists() and any(each.name != ".lock" for each in folder.root.iterdir()):
         raise OutputError("is not empty and holds no run", where=folder.root, hint="choose another --out")
+
+
+def _data_hashes(origin: Path) -> list[str]:
+    """The sha256 of each data file of a run, as its origin.json has them. Raises InputError."""
+    try:
+        return sorted(read_json(origin)["data"]["sha256"].values())
+    except (KeyError, TypeError, AttributeError):
+        raise InputError("lacks `data`", where=origin, hint="it is damaged; remove the folder") from None
+
+
+@contextlib.contextmanager
+def _taken_back(folder: RunDir, new: list[Path]) -> Iterator[None]:
+    """Leaves nothing of a run whose input is wrong: the folder would refuse the recipe that mends it.
+
+    `new` are the folders that were not there before, the innermost first. What was trained is never removed.
+    """
+    begins = not folder.recipe.exists()
+    try:
+        yield
+    except InputError:
+        if begins and not folder.checkpoints.exists() and not folder.adapter.exists():
+            for each in folder.root.iterdir():
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        raise
+    finally:
+        if not folder.recipe.exists():
+            (folder.root / ".lock").unlink(missing_ok=True)
+            for each in new:
+                with contextlib.suppress(OSError):
+                    each.rmdir()
 
 
 class _Work:
@@ -155,6 +194,11 @@ class _Work:
             for name, rows in self.splits.items():
                 load.write_rows(scratch / f"{name}.jsonl", rows)
             write_json(scratch / "audit.json", self.audited)
+        for name, rows in self.splits.items():  # evaluations name the same places if a later command makes them
+            places = {
+                row.where: f"{self.folder.data / name}.jsonl:{line}" for line, (row, _) in enumerate(rows, start=1)
+            }
+            self.rendered[name] = [replace(each, where=places[each.where]) for each in self.rendered[name]]
         dropped = f"; {too_long} too long, left out" if too_long else ""
         return " · ".join(f"{name} {len(rows)}" for name, rows in self.rendered.items()) + dropped
 

@@ -75,10 +75,12 @@ class RunDir:
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise OutputError(
                     "another run is at work in this folder", where=self.root, hint="wait for it"
                 ) from None
+            except OSError as error:  # a network disk without locks
+                raise storage_error(error, self.root) from None
             yield
         finally:
             os.close(handle)
@@ -146,9 +148,10 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         if sys.platform == "darwin":
-            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(handle)
+            with contextlib.suppress(OSError):  # network and FAT disks do not have it
+                fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -174,14 +177,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises InputError with the line of a mistake."""
+    """The value of a JSON file. Raises InputError, with the line of a mistake in it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8", where=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", where=path) from None
+    except (ValueError, RecursionError) as error:  # numbers too long for Python, lists too deep
         raise InputError(f"cannot be read: {error}", where=path) from None
 
 

@@ -3,6 +3,7 @@
 Imports no mlx and no transformers; each command's module is loaded when it is called.
 """
 
+import errno
 import importlib
 import os
 import signal
@@ -81,17 +82,26 @@ def main(args: list[str] | None = None) -> None:
     machine.prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = group.main(args=args, prog_name="mlxtune", standalone_mode=False)
-        sys.stdout.flush()
+        code = group.main(args=args, prog_name="mlxtune", standalone_mode=False, color=colour())
+        if sys.stdout is not None:  # closed by the caller, as in `>&-`
+            sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True, color=colour())
+        sys.exit(2)
     except click.ClickException as error:
         usage = f" (`{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         fail(f"{error.format_message()}{usage}", 2)
     except MlxtuneError as error:
         fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        fail("no space left on the disk; free some space and run again", 3)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted", 130)
     except Terminated:
@@ -106,7 +116,18 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise Terminated
 
 
+def _drop_output() -> None:
+    """Sends what is left of the output nowhere, so that Python does not fail on it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def fail(line: str, code: int) -> None:
-    """Prints the one line of an error and exits."""
-    click.echo(click.style("error: ", fg="red", bold=True) + line, err=True)
+    """Prints the one line of an error and exits; characters that a terminal would obey are spelt out."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(line.split()))
+    click.echo(click.style("error: ", fg="red", bold=True) + shown, err=True, color=colour())
     sys.exit(code)
+
+
+def colour() -> bool | None:
+    """False where NO_COLOR is set; None: colour on terminals only."""
+    return False if os.environ.get("NO_COLOR") else None

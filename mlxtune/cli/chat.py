@@ -196,7 +196,9 @@ def _answer(talk: "Conversation", pieces: "Generator[Piece]") -> None:
     elif last and last.finish_reason == "length":
         full = last.count < talk.max_tokens
         remarks.append("cut: the context is full" if full else f"cut at --max-tokens {talk.max_tokens}")
-    _tell(", ".join(remarks) + "\n")
+    _tell(", ".join(remarks))
+    if sys.stdin.isatty():
+        display.note("")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import click
 
 from mlxtune.cli import display
 from mlxtune.cli.flags import build_recipe, recipe_flags
+from mlxtune.report import words
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -74,7 +75,7 @@ def run(
         )
         return
     display.note(
-        f"{display.count(done.parameters, 'parameter')}, {display.size(done.bytes_before)} → "
-        f"{display.size(done.bytes_after)}, {done.bits_per_weight:.2f} bits per weight"
+        f"{display.count(done.parameters, 'parameter')}, {words.size(done.bytes_before)} → "
+        f"{words.size(done.bytes_after)}, {done.bits_per_weight:.2f} bits per weight"
     )
     display.result(str(done.path))

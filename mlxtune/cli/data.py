@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ LABELS = 30  # rows of the label table
 LABEL_WIDTH, BAR = 40, 24  # characters
 
 
-@click.group("data", no_args_is_help=False)
+@click.group("data")
 def command() -> None:
     """Check data before training.
 
@@ -50,21 +51,20 @@ def check(path: str | None, as_json: bool, strict: bool, label: str | None, conf
       mlxtune data check answers.jsonl --label 'The answer is (\\d+)' --json
     """
     from mlxtune.data.audit import audit
-    from mlxtune.data.files import resolve, split_files
+    from mlxtune.data.load import files_of
     from mlxtune.recipe import Recipe, load
 
     recipe = load(config) if config is not None else Recipe()
-    name = path or recipe.data.path
-    if name is None:
+    data = recipe.data if path is None else replace(recipe.data, path=path)
+    if data.path is None:
         raise click.UsageError("name a file or folder, or a recipe that has data.path")
-    place = resolve(name)
-    files = split_files(place) if place.is_dir() else {"all": place}
-    found = audit(files, recipe.data, label or recipe.evaluate.label)
+    files = files_of(data)
+    found = audit(files, data, label or recipe.evaluate.label)
     if as_json:
         display.result_json(found.to_dict())
     else:
         # the embedded set lies deep in the package; its name says enough
-        show(found, hidden="" if Path(name).exists() else f"{place.parent}/")
+        show(found, hidden="" if Path(data.path).exists() else f"{files['all'].parent}/")
     if found.has("error"):
         return 2
     return 1 if strict and found.has("warning") else 0
@@ -111,7 +111,12 @@ def show_labels(labels: dict[str, int]) -> None:
     """A table of the labels, the most frequent first, with bars."""
     total, most = sum(labels.values()), max(labels.values())
     rows = [
-        [printable(label)[:LABEL_WIDTH], f"{count:,}", f"{count / total:.1%}", ("█" * max(1, round(count / most * BAR))).ljust(BAR)]
+        [
+            printable(label)[:LABEL_WIDTH],
+            f"{count:,}",
+            f"{count / total:.1%}",
+            ("█" * max(1, round(count / most * BAR))).ljust(BAR),
+        ]
         for label, count in list(labels.items())[:LABELS]
     ]
     display.table(["label", "rows", "share", ""], rows)
@@ -120,8 +125,8 @@ def show_labels(labels: dict[str, int]) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters: what stands in a file must not steer the terminal."""
-    return "".join(each if each.isprintable() else "�" for each in text)
+    """The text with control characters spelt out: what stands in a file must not steer the terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def summary(found: Audit) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from mlxtune.report.words import duration
+
 
 def result(text: str = "") -> None:
     """A line of the result, to stdout."""
@@ -34,25 +36,6 @@ def warn(text: str) -> None:
 def count(number: int, noun: str) -> str:
     """`1 row`, `2 rows`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def size(n: float) -> str:
-    """Bytes for people: `5.5 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `42 s`, `3 min 10 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def table(headings: list[str], rows: list[list[str]]) -> None:
@@ -126,8 +109,3 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
     finally:
         for each in shown[-1:]:
             each.close()
-
-
-def figure(value: float, unit: str) -> str:
-    """A score for people: shares as percentages, others with four digits."""
-    return f"{value:.1%}" if unit == "share" else f"{value:.4g}"

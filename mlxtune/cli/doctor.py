@@ -14,6 +14,7 @@ import click
 
 from mlxtune import __version__
 from mlxtune.cli import display
+from mlxtune.report.words import size
 
 LOW_MEMORY_BYTES = 7_500_000_000  # "8 GB" machines report a little less
 LOW_DISK_BYTES = 10_000_000_000
@@ -128,18 +129,18 @@ def describe(facts: Facts) -> list[tuple[str, str]]:
     device = {"metal": "Apple GPU", "cuda": "NVIDIA GPU", "cpu": "CPU"}[facts.device]
     through = f", {facts.blas}" if facts.device == "cpu" else ""
     limit = "no limit" if facts.open_files is None else f"{facts.open_files:,} at once"
-    used = "" if facts.hub_cache_bytes is None else f"{display.size(facts.hub_cache_bytes)} used, "
+    used = "" if facts.hub_cache_bytes is None else f"{size(facts.hub_cache_bytes)} used, "
     token = "with a token" if facts.hub_token else "no token (public models need none)"
     return [
         ("system", f"{facts.system}, Python {facts.python}"),
         ("device", f"{device} ({facts.device_name}), {display.count(facts.cores, 'CPU core')}"),
-        ("memory", f"{display.size(facts.memory_bytes)}, up to {display.size(facts.working_set_bytes)} for a model"),
+        ("memory", f"{size(facts.memory_bytes)}, up to {size(facts.working_set_bytes)} for a model"),
         ("MLX", f"{facts.mlx} on {facts.device}, mlx-lm {facts.mlx_lm}"),
         ("matmul", f"{facts.gflops:,.0f} GFLOP/s in float32{through}"),
         ("C++ compiler", facts.compiler or "none (not needed)"),
         ("open files", limit),
-        ("disk here", f"{display.size(facts.disk_free_bytes)} free"),
-        ("hub cache", f"{facts.hub_cache}: {used}{display.size(facts.hub_cache_free_bytes)} free"),
+        ("disk here", f"{size(facts.disk_free_bytes)} free"),
+        ("hub cache", f"{facts.hub_cache}: {used}{size(facts.hub_cache_free_bytes)} free"),
         ("hub", f"{facts.hub_endpoint}, {'offline' if facts.hub_offline else 'online'}, {token}"),
     ]
 
@@ -152,14 +153,15 @@ def advice(facts: Facts) -> list[str]:
     if facts.device == "cpu" and facts.blas == "reference BLAS":
         lines.append(f"Training in float32 is about 30 times slower without OpenBLAS: {_openblas_hint(facts)}.")
     if facts.working_set_bytes < LOW_MEMORY_BYTES:
-        size = display.size(facts.working_set_bytes)
-        lines.append(f"{size} of memory is little: choose models below 1B parameters, or quantize them.")
+        lines.append(
+            f"{size(facts.working_set_bytes)} of memory is little: choose models below 1B parameters, or quantize them."
+        )
     if facts.disk_free_bytes < LOW_DISK_BYTES:
         place = "here and in the hub cache" if facts.hub_cache_on_same_disk else "here"
-        lines.append(f"{display.size(facts.disk_free_bytes)} of disk is free {place}: a run can take several GB.")
+        lines.append(f"{size(facts.disk_free_bytes)} of disk is free {place}: a run can take several GB.")
     if facts.hub_cache_free_bytes < LOW_DISK_BYTES and not facts.hub_cache_on_same_disk:
-        size = display.size(facts.hub_cache_free_bytes)
-        lines.append(f"{size} of disk is free in the hub cache: set HF_HUB_CACHE to a folder on a larger disk.")
+        free = size(facts.hub_cache_free_bytes)
+        lines.append(f"{free} of disk is free in the hub cache: set HF_HUB_CACHE to a folder on a larger disk.")
     if facts.open_files is not None and facts.open_files < LOW_OPEN_FILES:
         lines.append(f"Only {facts.open_files} files may be open at once: raise the limit with `ulimit -n 1024`.")
     if facts.hub_offline:

@@ -7,6 +7,7 @@ import click
 
 from mlxtune.cli import display
 from mlxtune.cli.flags import build_recipe, config_flag, recipe_flags
+from mlxtune.report import words
 
 
 @click.command("evaluate", short_help="score a model on every row of a file")
@@ -70,8 +71,8 @@ def command(
         [
             [
                 score.metric.replace("_", " "),
-                display.figure(score.value, score.unit),
-                f"{display.figure(score.ci_low, score.unit)} to {display.figure(score.ci_high, score.unit)}",
+                words.value(score),
+                words.interval(score),
                 f"{score.n}",
             ]
             for score in done.scores

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mlxtune.cli import display
+from mlxtune.report import words
 
 
 @click.command("fuse", short_help="fuse an adapter into its base")
@@ -65,5 +66,5 @@ def command(
         display.result_json(asdict(done))
         return
     kept = f", kept {done.kept:.1%} of the gain on {done.rows} rows" if done.kept is not None else ""
-    display.note(f"{display.count(done.layers, 'layer')} fused, {display.size(done.bytes)}{kept}")
+    display.note(f"{display.count(done.layers, 'layer')} fused, {words.size(done.bytes)}{kept}")
     display.result(str(save_path))

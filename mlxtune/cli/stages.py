@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxtune.cli import display, signals
+from mlxtune.report import words
 
 if TYPE_CHECKING:
     from mlxtune.pipeline import Event
@@ -51,7 +52,7 @@ class _Shown:
     def line(self, event: "Event") -> None:
         label = click.style(event.stage.ljust(WIDTH), bold=event.kind == "finished", dim=event.kind == "skipped")
         mark = click.style("✓", fg="green") if event.kind == "finished" else click.style("·", dim=True)
-        took = click.style(f"  {display.duration(event.seconds)}", dim=True) if event.seconds >= 1 else ""
+        took = click.style(f"  {words.duration(event.seconds)}", dim=True) if event.seconds >= 1 else ""
         text = event.detail if event.kind == "finished" else click.style(f"skipped: {event.detail}", dim=True)
         display.note(f" {mark} {label}{text}{took}")
 

@@ -26,6 +26,7 @@ REASONS = 10  # how many kinds of malformed rows are told apart
 SMALL_CLASS = 5  # rows
 IMBALANCE = 10  # times
 MOST_LABELS = 200  # that are compared with each other
+LABEL_CHARACTERS = 40  # shown of a label
 LONG, TIMES_MEDIAN = 1000, 10  # characters, and how many times the median
 
 
@@ -72,7 +73,8 @@ class Audit:
 class _Entry:
     """A good row with what the checks compare.
 
-    `place` counts all good rows; `key` is the normalised prompt; `answer_key` the label, or the normalised answer.
+    `place` counts all good rows; `key` is the normalised prompt, or the answer of a row that asks nothing;
+    `answer_key` is the label, or the normalised answer.
     """
 
     place: int
@@ -104,7 +106,11 @@ def audit(files: dict[str, Path], data: DataRecipe, label: str | None) -> Audit:
         _entry(place, *each, answer, found)
         for place, (each, answer, found) in enumerate(zip(read, answers, labels, strict=True))
     ]
-    findings = [*_malformed(mistakes), *(finding for check in CHECKS for finding in check(entries))]
+    findings = [
+        *_malformed(mistakes),
+        *_unlabelled(entries, label),
+        *(finding for check in CHECKS for finding in check(entries)),
+    ]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     counts = Counter(entry.split for entry in entries)
     return Audit(
@@ -138,7 +144,8 @@ def _read(path: Path, data: DataRecipe) -> tuple[list[tuple[Row, Example]], list
 def _entry(place: int, split: str, row: Row, example: Example, answer: str | None, label: str | None) -> _Entry:
     prompt = prompt_text(example)
     answer_key = label if label is not None else normalise(answer or "")
-    return _Entry(place, split, row, example, prompt, answer, normalise(prompt), label, answer_key)
+    key = normalise(prompt.strip() or answer or "")
+    return _Entry(place, split, row, example, prompt, answer, key, label, answer_key)
 
 
 def _stats(entries: list[_Entry]) -> dict[str, Any]:
@@ -188,8 +195,14 @@ def _malformed(mistakes: list[DataError]) -> Iterator[Finding]:
             count=len(having),
             where=tuple(str(mistake.where) for mistake in having[:PLACES]),
             detail=reason,
-            advice=having[0].hint or "correct or delete these rows",
+            advice=(having[0].hint or "correct or delete these rows").removeprefix("or "),
         )
+
+
+def _unlabelled(entries: list[_Entry], pattern: str | None) -> Iterator[Finding]:
+    if pattern is not None and entries and not any(entry.label for entry in entries):
+        places = [(entry, "") for entry in entries]
+        yield _finding("label", "warning", places, f"{pattern!r} finds no label in any answer", "correct the pattern")
 
 
 def _by_key(entries: list[_Entry]) -> dict[str, list[_Entry]]:
@@ -206,7 +219,7 @@ def _differ(a: _Entry, b: _Entry) -> bool:
 
 def _near(entries: list[_Entry]) -> Iterator[tuple[_Entry, _Entry, float]]:
     """A row, an earlier row with a nearly equal prompt, and their similarity."""
-    for pair in near_pairs([entry.prompt for entry in entries]):
+    for pair in near_pairs([entry.key for entry in entries]):
         yield entries[pair.second], entries[pair.first], pair.similarity
 
 
@@ -254,7 +267,13 @@ def _repeats(entries: list[_Entry]) -> Iterator[Finding]:
 
 
 def _opposite(entry: _Entry, other: _Entry) -> str:
-    return f"{entry.label}, but {other.row.where} says {other.label}"
+    return f"{_named(entry.label)}, but {other.row.where} says {_named(other.label)}"
+
+
+def _named(label: str | None) -> str:
+    """A label for a sentence: quoted, and cut where it is long."""
+    text = label or ""
+    return repr(text if len(text) <= LABEL_CHARACTERS else text[:LABEL_CHARACTERS] + "…")
 
 
 def _leaks(entries: list[_Entry]) -> Iterator[Finding]:
@@ -293,19 +312,18 @@ def _labels(entries: list[_Entry]) -> Iterator[Finding]:
     if places[None]:
         yield _finding("label", "warning", places[None], "no label in the answer", "correct the answer, or the pattern")
     for name, twin in _look_alikes(list(counts)):
-        detail = f"the label {name!r} looks like {twin!r}"
+        detail = f"the label {_named(name)} looks like {_named(twin)}"
         yield _finding("label", "warning", places[name], detail, "write both the same if they mean the same")
     small = [name for name, count in counts.items() if count < SMALL_CLASS]
     if small:
-        named = ", ".join(f"{name!r} ({counts[name]})" for name in small[:5]) + (", …" if len(small) > 5 else "")
+        named = ", ".join(f"{_named(name)} ({counts[name]})" for name in small[:5]) + (", …" if len(small) > 5 else "")
         detail = f"labels with fewer than {SMALL_CLASS} rows: {named}"
         advice = "add examples, or merge them with other labels"
         yield _finding("label", "warning", [each for name in small for each in places[name]], detail, advice)
     most, least = next(iter(counts)), list(counts)[-1]
     if counts[most] > IMBALANCE * counts[least]:
-        detail = (
-            f"{most!r} has {counts[most]} rows, {least!r} {counts[least]}: {counts[most] / counts[least]:.0f} times"
-        )
+        times = round(counts[most] / counts[least])
+        detail = f"{_named(most)} has {counts[most]:,} rows, {_named(least)} {counts[least]:,}: {times:,} times as many"
         advice = "add examples of the rare labels; read the scores label by label"
         yield _finding("label", "warning", places[least], detail, advice)
 
@@ -339,7 +357,7 @@ def _personal_data(entries: list[_Entry]) -> Iterator[Finding]:
     names = {"email": "e-mail addresses", "phone": "phone numbers", "card": "payment cards", "iban": "IBANs"}
     for entity in pii.ENTITIES:
         if places[entity]:
-            detail = f"personal data ({entity}): {names.get(entity, 'IP addresses')}"
+            detail = f"{names.get(entity, 'IP addresses')} ({entity})"
             advice = "replace them by made-up ones; a model can repeat what it has learned"
             found = _finding("pii", "warning", places[entity], detail, advice)
             yield replace(found, entity=entity)

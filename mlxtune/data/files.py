@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -41,7 +42,7 @@ def resolve(name: str) -> Path:
 
 
 def split_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder by split: `train`, `valid`, `test`. Raises DataError if there is no train file."""
+    """The files of a folder by split: `train`, `valid`, `test`. Raises DataError if none of them is there."""
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
         paths = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
@@ -104,8 +105,19 @@ def _row(file: str, number: int, line: str) -> Row | DataError:
         at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         return DataError(f"not valid JSON: {reason}{at}", where=where, hint="write one JSON object a line")
+    return _object(file, number, value, line)
+
+
+def _object(file: str, number: int, value: object, source: str) -> Row | DataError:
+    where = f"{file}:{number}"
     if not isinstance(value, dict):
         return DataError(f"is a JSON {_json_type(value)}, not an object", where=where, hint='write {"prompt": …}')
+    if "\\u" in source:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            what = r"has half a character, such as \ud83d without its second half"
+            return DataError(what, where=where, hint="cut texts between characters")
     return Row(file, number, value)
 
 
@@ -131,16 +143,17 @@ def _json(file: str, text: str) -> Iterator[Row | DataError]:
         )
         return
     for number, item in enumerate(value, start=1):
-        if isinstance(item, dict):
-            yield Row(file, number, item)
-        else:
-            yield DataError(f"is a JSON {_json_type(item)}, not an object", where=f"{file}:{number}")
+        yield _object(file, number, item, text)
 
 
 def _csv(file: str, text: str) -> Iterator[Row | DataError]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if not reader.fieldnames:
+            return
+        twice = [name for name, count in Counter(reader.fieldnames).items() if count > 1]
+        if twice:
+            yield DataError(f"has the column `{twice[0]}` twice", where=f"{file}:1", hint="rename one of them")
             return
         start = reader.line_num + 1
         for value in reader:

@@ -33,7 +33,8 @@ class Sample:
 
     @property
     def trained_count(self) -> int:
-        return sum(self.trained)
+        """How many tokens are scored: nothing comes before the first one, so it never is."""
+        return sum(self.trained[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int]) -> Sample:
             )
         answer = message["content"]
         start = len(asked) + _find_answer(where, number, text[len(asked) :], answer)
+        last = _end_of_turn(where, number, offsets, tokens, start + len(answer.strip()), text, closing)
         prompt = tokenizer.encode(asked, add_special_tokens=False)
         prompt_length = len(prompt)
         # a control token may take the white space behind it with it, as in Phi-3: then the answer starts later
@@ -178,10 +180,8 @@ def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int]) -> Sample:
             raise DataError(
                 f"message {number + 1}: its beginning and the end of the generation prompt make one token",
                 where=where,
-                hint="delete the white space at the start of this answer",
+                hint="delete the white space at the start of this answer" if answer[:1].isspace() else None,
             )
-        stop = start + len(answer.strip())
-        last = _end_of_turn(where, number, offsets, tokens, stop, text, closing)
         trained[prompt_length : last + 1] = [True] * (last + 1 - prompt_length)
     return Sample(where, tokens, trained, prompt_length, answer)
 

@@ -49,7 +49,7 @@ def split(rows: Pairs, data: DataRecipe, seed: int, label: str | None) -> dict[s
             f"{_counted(len(rows), 'row')} in {_counted(len(members), 'group')} that must stay together: too few for "
             + ", ".join(name for name in PARTS if name == "train" or name in shares),
             where=rows[0][0].file if rows else None,
-            hint="add rows that ask something else, or set data.valid and data.test to 0",
+            hint="add rows that ask something else, or bring {train,valid,test}.jsonl of your own",
         )
     strata = _strata(members, parts=1 + len(shares))
     sizes = [sum(group.size for group in stratum) for stratum in strata]
@@ -63,7 +63,8 @@ def split(rows: Pairs, data: DataRecipe, seed: int, label: str | None) -> dict[s
 
 def _groups(rows: Pairs, data: DataRecipe, seed: int, label: str | None) -> list[_Group]:
     """The groups of rows in the order of their keys."""
-    alike = groups([prompt_text(example) for _, example in rows])
+    # a row that asks nothing is compared by what it says
+    alike = groups([prompt_text(example).strip() or answer_text(example) or "" for _, example in rows])
     links = list(enumerate(alike))
     if data.group_by is not None:
         first: dict[str, int] = {}

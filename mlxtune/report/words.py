@@ -103,11 +103,11 @@ def metric_name(metric: str) -> str:
 
 
 def size_cells(report: dict[str, Any]) -> list[str]:
-    """What each column takes on the disk; `tuned` is the base and its adapter together."""
+    """What each column takes on the disk: the original base, the (quantized) base with its adapter, the fused model."""
     sizes = report["sizes_bytes"]
     base = sizes["base"] if sizes["quantized"] is None else sizes["quantized"]
     tuned = None if base is None or sizes["adapter"] is None else base + sizes["adapter"]
-    return ["-" if each is None else size(each) for each in (base, tuned, sizes["fused"])]
+    return ["-" if each is None else size(each) for each in (sizes["base"], tuned, sizes["fused"])]
 
 
 def table(report: dict[str, Any], shown: list[str]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from mlxtune.cli.generate import harmless, shown
 from mlxtune.generate import Piece
 
 QUESTION = "Where is my card?"
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `mlxtune generate ...`; returns exit code, stdout and stderr."""
 
     def call(*args: str, stdin: bytes = b"") -> tuple[int, str, str]:
@@ -41,19 +43,19 @@ def chat_tokens(path: Path, *contents: str) -> list[int]:
     return generate.prompt_tokens(model.load(path), messages)
 
 
-def test_only_the_answer_is_printed(run, tiny: Path) -> None:  # type: ignore[no-untyped-def]
+def test_only_the_answer_is_printed(run: Run, tiny: Path) -> None:
     answer = expected(tiny, chat_tokens(tiny, QUESTION), 20)
     assert run("--model", "tiny", "--prompt", QUESTION, "--max-tokens", "20") == (0, answer + "\n", "")
 
 
-def test_the_prompt_from_stdin(run, tiny: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_prompt_from_stdin(run: Run, tiny: Path) -> None:
     answer = expected(tiny, chat_tokens(tiny, "Be kind.", "Grüße\nund so"), 12)
     args = ["--model", str(tiny), "--prompt", "-", "--max-tokens", "12", "--system-prompt", "Be kind."]
     assert run(*args, stdin="Grüße\nund so\n".encode()) == (0, answer + "\n", "")
     assert run(*args, stdin=b"caf\xe9") == (2, "", "error: stdin: is not UTF-8; save the text as UTF-8\n")
 
 
-def test_plain_text_is_continued(run, tiny: Path, stories: Path) -> None:  # type: ignore[no-untyped-def]
+def test_plain_text_is_continued(run: Run, tiny: Path, stories: Path) -> None:
     args = ["--max-tokens", "12", "--prompt", "Once upon a time"]
     story = expected(stories, None, 12, "Once upon a time")
     assert run("--model", str(stories), *args) == (0, story + "\n", "")
@@ -61,7 +63,7 @@ def test_plain_text_is_continued(run, tiny: Path, stories: Path) -> None:  # typ
     assert run("--model", "tiny", "--ignore-chat-template", *args) == (0, plain + "\n", "")
 
 
-def test_json(run, tiny: Path) -> None:  # type: ignore[no-untyped-def]
+def test_json(run: Run, tiny: Path) -> None:
     tokens = chat_tokens(tiny, QUESTION)
     code, out, err = run("--model", "tiny", "--prompt", QUESTION, "--max-tokens", "2", "--json")
     value = json.loads(out)
@@ -77,7 +79,7 @@ def test_json(run, tiny: Path) -> None:  # type: ignore[no-untyped-def]
     }
 
 
-def test_a_seed_repeats_a_drawn_answer(run) -> None:  # type: ignore[no-untyped-def]
+def test_a_seed_repeats_a_drawn_answer(run: Run) -> None:
     args = ["--model", "tiny", "--prompt", QUESTION, "--max-tokens", "12", "--temp", "2", "--top-p", "0.95"]
     first, again, other = run(*args), run(*args, "--seed", "0"), run(*args, "--seed", "1")
     assert first[0] == 0 and first == again and first != other
@@ -95,12 +97,14 @@ def test_a_seed_repeats_a_drawn_answer(run) -> None:  # type: ignore[no-untyped-
         (["--seed", "-1"], "Invalid value for '--seed': -1 is not in the range 0<=x<=9223372036854775807."),
     ],
 )
-def test_ranges(run, args: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_ranges(run: Run, args: list[str], said: str) -> None:
     line = f"error: {said} (`mlxtune generate --help`)\n"
     assert run("--model", "tiny", "--prompt", QUESTION, *args) == (2, "", line)
 
 
-def test_what_cannot_be_answered(run, tiny: Path, stories: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_answered(run: Run, tiny: Path, stories: Path, tmp_path: Path) -> None:
+    long = "7 is a number. " * 500
+    count = len(generate.text_tokens(model.load(tiny), long))
     lines = [
         (
             ["--model", str(stories), "--prompt", "Once", "--system-prompt", "Be kind."],
@@ -111,8 +115,8 @@ def test_what_cannot_be_answered(run, tiny: Path, stories: Path, tmp_path: Path)
             "the prompt is empty; give at least one word",
         ),
         (
-            ["--model", "tiny", "--ignore-chat-template", "--prompt", "7" * 500],
-            "the model's context of 512 tokens is full: 500 are taken; shorten the prompt",
+            ["--model", "tiny", "--ignore-chat-template", "--prompt", long],
+            f"the model's context of 512 tokens is full: {count:,} are taken; shorten the prompt",
         ),
         (
             ["--model", "tiny", "--adapter-path", str(tmp_path), "--prompt", "Once"],
@@ -123,7 +127,7 @@ def test_what_cannot_be_answered(run, tiny: Path, stories: Path, tmp_path: Path)
         assert run(*args) == (2, "", f"error: {said}\n")
 
 
-def test_an_adapter_changes_the_answer(run, tiny: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_adapter_changes_the_answer(run: Run, tiny: Path, tmp_path: Path) -> None:
     import mlx.core as mx
 
     config = {
@@ -164,7 +168,7 @@ def test_a_terminal_sees_no_escape_sequence_and_a_pipe_sees_all(
     monkeypatch.setattr(sys, "stdout", screen)
     figures = {"prompt_tokens": 1, "prompt_tokens_per_second": 1.0, "tokens_per_second": 1.0, "peak_memory_gb": 0.1}
     pieces = [
-        Piece(text=text, token=5, count=count, finish_reason=None, **figures)  # type: ignore[arg-type]
+        Piece(text=text, token=5, count=count, finish_reason=None, **figures)
         for count, text in enumerate(["\x1b", "[2J", "x"], start=1)
     ]
     assert list(shown(pieces)) == pieces

@@ -28,8 +28,8 @@ OPENS_A_THOUGHT = """{% for m in messages %}<|im_start|>{{ m.role }}
 <think>
 {% endif %}"""
 # the answer to the last question stands behind a thought, which may be empty; earlier ones lose it, as in Qwen3
-EMPTY_THOUGHT = """{% set last = messages | map(attribute='role') | list %}{% for m in messages %}<|im_start|>{{ m.role }}
-{% if m.role == 'assistant' and loop.index0 > (last | length - 2) %}<think>
+EMPTY_THOUGHT = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.last %}<think>
 
 </think>
 
@@ -106,7 +106,7 @@ def learned(tokenizer: Any, sample: Sample) -> list[str]:
 
 
 def marker(tokenizer: Any) -> str:
-    return "<|end|>" if "<|end|>" in tokenizer.get_vocab() else str(tokenizer.eos_token)
+    return "<|end|>" if "<|end|>" in tokenizer.added_tokens_encoder else str(tokenizer.eos_token)
 
 
 def asked(tokenizer: Any, chat: Chat) -> list[int]:
@@ -116,7 +116,7 @@ def asked(tokenizer: Any, chat: Chat) -> list[int]:
 
 def is_mistral(tokenizer: Any) -> bool:
     """Its template trims answers, puts a space before them, and the system prompt before the last question."""
-    return "[INST]" in tokenizer.get_vocab()
+    return "[INST]" in tokenizer.added_tokens_encoder
 
 
 TURNS = [
@@ -137,7 +137,6 @@ def test_every_answer_and_its_end_of_turn_are_learned_and_nothing_else(tokenizer
     assert learned(tokenizer, found) == [f"{space}{answer}{marker(tokenizer)}" for answer in answers]
     assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
     assert (found.where, found.answer) == ("chats.jsonl:1", "🏳️‍🌈")
-    assert not any(found.trained[found.prompt_length :][len(tokenizer.encode("🏳️‍🌈")) + 2 :])
 
 
 def test_a_system_prompt_is_not_learned(tokenizer: Any) -> None:
@@ -198,7 +197,9 @@ def test_phi_3s_text_ends_with_an_end_of_text_that_is_not_learned(shared_assets:
     assert found.trained[-3:] == [True, True, False]
     assert learned(phi, found) == ["b<|end|>", "d<|end|>"]
     assert learned(phi, sample(phi, chat(("user", "a"), ("assistant", "b")), mask_prompt=False)) == [
-        phi.decode(phi.encode("<|user|>\na<|end|>\n<|assistant|>\nb<|end|>\n<|endoftext|>", add_special_tokens=False)[1:])
+        phi.decode(
+            phi.encode("<|user|>\na<|end|>\n<|assistant|>\nb<|end|>\n<|endoftext|>", add_special_tokens=False)[1:]
+        )
     ]
 
 
@@ -208,7 +209,8 @@ def test_offsets_without_leading_spaces_hide_no_merged_token() -> None:
     trimmed = with_template(template + "{% if add_generation_prompt %}assistant: {% endif %}")
     trimmed.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True, add_prefix_space=False)
     assert trimmed(" the", return_offsets_mapping=True)["offset_mapping"] == [(1, 4)]
-    assert refusal(trimmed, chat(("user", "a"), ("assistant", "the"), ("user", "c"), ("assistant", "🙂"))).startswith(
+    # only the first answer is spoilt: " 🙂" is " " and the smiley
+    assert refusal(trimmed, chat(("user", "a"), ("assistant", "the"), ("user", "c"), ("assistant", "🙂"))) == (
         "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token"
     )
     trimmed.chat_template = template + "{% if add_generation_prompt %}assistant:{% endif %}"

@@ -1,0 +1,165 @@
+"""The likelihood against float64 from the same logits: nats, gradients, and padding that changes nothing."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxtune import adapter, likelihood, model
+from mlxtune.data.batches import Batch, make_batch
+from mlxtune.data.render import Sample
+from mlxtune.recipe import LoraRecipe
+
+# rows of several lengths with gaps in what is learned, as in a chat of two answers
+SAMPLES = [
+    Sample("a:1", [1, 323, 201, 67, 2, 201], [False, True, False, True, True, False], 3, "b"),
+    Sample("a:2", [5, 900, 17], [False, False, True], 2, "b"),
+    Sample("a:3", [1, 30, 40, 50, 60, 70, 80, 90, 2], [False] * 4 + [True] * 5, 4, "b"),
+    Sample("a:4", [9, 8], [True, True], 0, None),  # its first token is marked, but nothing comes before it
+]
+
+
+class Fixed(nn.Module):
+    """A network whose logits (B, T, V) are its parameter."""
+
+    def __init__(self, logits: mx.array):
+        super().__init__()
+        self.logits = logits
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        assert tokens.shape == self.logits.shape[:2]
+        return self.logits
+
+
+def log_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    wide = np.asarray(logits, dtype=np.float64)
+    wide = wide - wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def expected_nats(logits: npt.ArrayLike, batch: Batch) -> npt.NDArray[np.float64]:
+    """Row by row and token by token, as the docstring of `row_nats` says. logits (B, T-1, V) -> (B,)."""
+    logs, nats = log_softmax(logits), np.zeros(len(batch.rows))
+    for row in range(len(batch.rows)):
+        for t in range(1, batch.tokens.shape[1]):
+            if batch.trained[row, t]:
+                nats[row] -= logs[row, t - 1, batch.tokens[row, t]]
+    return nats
+
+
+def widened(batch: Batch, columns: int) -> Batch:
+    """The batch with more padding, of a token that is not 0."""
+    rows = len(batch.rows)
+    return Batch(
+        np.concatenate([batch.tokens, np.full((rows, columns), 77, np.int32)], axis=1),
+        np.concatenate([batch.trained, np.zeros((rows, columns), np.bool_)], axis=1),
+        batch.rows,
+    )
+
+
+def nats_of(net: nn.Module, batch: Batch) -> mx.array:
+    return likelihood.row_nats(net, mx.array(batch.tokens), mx.array(batch.trained))
+
+
+@pytest.fixture(scope="module")
+def lm(tiny: Path) -> model.LanguageModel:
+    return model.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return make_batch(SAMPLES, [0, 1, 2, 3])
+
+
+def test_nats_of_the_embedded_model(lm: model.LanguageModel, batch: Batch) -> None:
+    logits = np.array(lm.net(mx.array(batch.tokens[:, :-1])))
+    np.testing.assert_allclose(nats_of(lm.net, batch), expected_nats(logits, batch), rtol=2e-6)
+
+
+def test_nats_by_hand() -> None:
+    # softmax of (0, 0, ln 2) is (1/4, 1/4, 1/2): ln 4 for the first, ln 2 for the second
+    logits = mx.array([[[0.0, 0.0, np.log(2.0)], [0.0, 0.0, np.log(2.0)]]])
+    tokens, trained = mx.array([[0, 1, 2]]), mx.array([[True, True, True]])
+    nats = likelihood.row_nats(Fixed(logits), tokens, trained)
+    np.testing.assert_allclose(nats, [np.log(4) + np.log(2)], rtol=1e-6)
+    nats = likelihood.row_nats(Fixed(logits), tokens, mx.array([[True, False, True]]))
+    np.testing.assert_allclose(nats, [np.log(2)], rtol=1e-6)
+    assert likelihood.row_nats(Fixed(logits), tokens, mx.array([[True, False, False]])).item() == 0.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_gradient_of_the_logits_is_softmax_minus_one_hot(batch: Batch, scale: float) -> None:
+    logits = np.random.default_rng(0).normal(size=(4, batch.tokens.shape[1] - 1, 1024)).astype(np.float32) * scale
+    net = Fixed(mx.array(logits))
+    nats, gradient = nn.value_and_grad(net, lambda: nats_of(net, batch).sum())()
+    np.testing.assert_allclose(nats.item(), expected_nats(logits, batch).sum(), rtol=1e-6)
+    expected = np.exp(log_softmax(logits))
+    for row, t in np.ndindex(logits.shape[:2]):
+        expected[row, t, batch.tokens[row, t + 1]] -= 1.0
+        if not batch.trained[row, t + 1]:
+            expected[row, t] = 0.0
+    # a softmax of float32 logits near 1000 can be no better than their own rounding, 1000 · 2^-24
+    np.testing.assert_allclose(gradient["logits"], expected, atol=1e-6 * max(1.0, scale / 10))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_nats_are_summed_in_float32(batch: Batch, dtype: mx.Dtype) -> None:
+    logits = mx.random.normal((4, batch.tokens.shape[1] - 1, 1024), key=mx.random.key(0)).astype(dtype)
+    nats = nats_of(Fixed(logits), batch)
+    assert nats.dtype == mx.float32
+    stored = np.array(logits.astype(mx.float32))
+    np.testing.assert_allclose(nats, expected_nats(stored, batch), rtol=2e-6)
+
+
+def test_padding_changes_neither_nats_nor_gradients(tiny: Path, batch: Batch) -> None:
+    lm = model.load(tiny)
+    adapter.attach(lm.net, LoraRecipe(rank=4), seed=0)
+    tensors = adapter.factors(lm.net)
+    made = {name: mx.random.normal(each.shape, scale=0.05, key=mx.random.key(1)) for name, each in tensors.items()}
+    lm.net.load_weights(list(made.items()), strict=False)
+
+    def both(batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+        _, gradient = nn.value_and_grad(lm.net, lambda: nats_of(lm.net, batch).sum())()
+        flat = dict(tree_flatten(gradient))
+        assert flat.keys() == tensors.keys()
+        return nats_of(lm.net, batch), flat
+
+    nats, gradients = both(batch)
+    wide_nats, wide_gradients = both(widened(batch, 23))
+    np.testing.assert_allclose(nats, wide_nats, rtol=1e-5)
+    for name, gradient in gradients.items():
+        largest = float(mx.abs(gradient).max())
+        assert largest > 0
+        np.testing.assert_allclose(gradient, wide_gradients[name], atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_measure_keeps_the_order_of_the_samples(lm: model.LanguageModel, batch: Batch, batch_size: int) -> None:
+    told: list[int] = []
+    found = likelihood.measure(lm.net, SAMPLES, batch_size, told.append)
+    np.testing.assert_allclose(found, nats_of(lm.net, batch), rtol=1e-5)
+    assert told == [min(done, 4) for done in range(batch_size, 4 + batch_size, batch_size)]
+
+
+def test_every_token_weighs_the_same_in_the_mean(lm: model.LanguageModel) -> None:
+    nats = likelihood.measure(lm.net, SAMPLES)
+    # the mark on the last sample's first token cannot be scored and counts for nothing
+    assert likelihood.mean_nats(lm.net, SAMPLES) == pytest.approx(sum(nats) / (3 + 1 + 5 + 1), rel=1e-6)
+
+
+def test_measure_switches_dropout_off(tiny: Path) -> None:
+    lm = model.load(tiny)
+    adapter.attach(lm.net, LoraRecipe(rank=4, dropout=0.5), seed=0)
+    made = {name: mx.ones_like(each) * 0.05 for name, each in adapter.factors(lm.net).items()}
+    lm.net.load_weights(list(made.items()), strict=False)
+    lm.net.train()
+    assert likelihood.measure(lm.net, SAMPLES) == likelihood.measure(lm.net, SAMPLES)
+
+
+def test_no_samples_have_no_loss(lm: model.LanguageModel) -> None:
+    assert likelihood.measure(lm.net, []) == []
+    assert likelihood.mean_nats(lm.net, []) == 0.0
