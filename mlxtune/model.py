@@ -17,7 +17,8 @@ from typing import Any
 import jinja2
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from huggingface_hub.errors import StrictDataclassError
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from safetensors import SafetensorError, safe_open
 
 from mlxtune import machine
@@ -42,6 +43,8 @@ def _open_file_limit_kept() -> Iterator[None]:
 
 with _open_file_limit_kept():
     from mlx_lm import utils as mlx_lm_utils
+    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,6 +53,12 @@ SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
+# What mlx-lm and transformers raise for files that do not say what they should.
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -108,7 +117,7 @@ def check(path: Path) -> dict[str, Any]:
             where=path / "config.json",
             hint="mlx-lm has no such model; choose a Llama, Qwen, Mistral, Gemma, Phi or similar one",
         )
-    for file in weight_files(path):
+    for file in {*weight_files(path), *path.glob("model*.safetensors")}:  # mlx-lm reads those beside the index too
         _check_header(file)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise ModelError("has no tokenizer", where=path, hint="copy tokenizer.json from the original model")
@@ -123,15 +132,14 @@ def weight_files(path: Path) -> list[Path]:
         names = value.get("weight_map") if isinstance(value, dict) else None
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
             raise ModelError("has no weight_map", where=index, hint="download the model again")
-        files = [path / name for name in sorted(set(names.values()))]
-        for file in files:
-            if file.parent.resolve() != path.resolve() and file.parent != path:
-                raise ModelError(f"names a file outside its folder: {file.name}", where=index)
-            if not file.is_file():
+        for name in sorted(set(names.values())):
+            if Path(name).name != name:
+                raise ModelError(f"names {name!r}, which is no file of its folder", where=index)
+            if not (path / name).is_file():
                 raise ModelError(
-                    f"lacks the weights {file.name}, which its index names", where=path, hint="download the model again"
+                    f"lacks the weights {name}, which its index names", where=path, hint="download the model again"
                 )
-        return files
+        return [path / name for name in sorted(set(names.values()))]
     files = sorted(path.glob("model*.safetensors"))
     if files:
         return files
@@ -149,22 +157,47 @@ def _check_header(file: Path) -> None:
         with safe_open(str(file), framework="numpy") as opened:
             if not opened.keys():
                 raise ModelError("holds no tensors", where=file, hint="download the model again")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(
             f"is no whole safetensors file: {error}", where=file, hint="download the model again"
         ) from None
 
 
+def _brief(error: Exception) -> str:
+    """An error of a library in a line: some list hundreds of tensors."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:200]}…"
+
+
 def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None = None) -> TokenizerWrapper:
-    """The tokenizer of a model folder, with another chat template where one is given. Raises ModelError."""
+    """The tokenizer of a model folder, with another chat template where one is given.
+
+    Raises ModelError for a malformed one, TrustError for one that asks to run its own code.
+    """
     generation = path / "generation_config.json"
-    ends = config.get("eos_token_id")
+    settings = {"eos_token_id": config.get("eos_token_id")}
     if generation.is_file():
-        ends = read_json(generation).get("eos_token_id", ends)
+        own = read_json(generation)
+        settings |= own if isinstance(own, dict) else {}
+    ends = settings["eos_token_id"]
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise ModelError(f"has the eos_token_id {ends!r}, not token numbers", where=path)
     try:
-        tokenizer = mlx_lm_utils.load_tokenizer(path, eos_token_ids=ends)
-    except (ValueError, OSError, KeyError, json.JSONDecodeError, ImportError) as error:
-        raise ModelError(f"has a tokenizer that does not load: {error}", where=path) from None
+        # without this word transformers asks at the terminal whether to run the code
+        tokenizer = mlx_lm_utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=ends)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise TrustError(
+                "has a tokenizer that asks to run its own code",
+                where=path,
+                hint="mlxtune runs no code from model folders",
+            ) from None
+        # all that the tokenizers library raises is a bare Exception
+        if isinstance(error, MALFORMED) or type(error) is Exception:
+            raise ModelError(
+                f"has a tokenizer or config that does not load: {_brief(error)}", where=path, hint="download the model again"
+            ) from None
+        raise
     use_template(tokenizer, chat_template)
     return tokenizer
 
@@ -224,15 +257,9 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     tokenizer = load_tokenizer(path, config, chat_template)
     try:
         net, config = mlx_lm_utils.load_model(path, lazy=True)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"does not load: {error}", where=path, hint="download the model again") from None
-    vocabulary = config.get("vocab_size")
-    if isinstance(vocabulary, int) and len(tokenizer) > vocabulary:
-        raise ModelError(
-            f"has a tokenizer of {len(tokenizer)} tokens for {vocabulary} embeddings",
-            where=path,
-            hint="they belong to different models",
-        )
+    except MALFORMED as error:
+        raise ModelError(f"does not load: {_brief(error)}", where=path, hint="download the model again") from None
+    _check_vocabulary(tokenizer, config.get("vocab_size"), path)
     _check_finite(net, path)
     if not stored:
         policy = machine.compute_policy(
@@ -242,6 +269,25 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     net.eval()
     mx.eval(net.parameters())
     return LanguageModel(net=net, tokenizer=tokenizer, config=config, path=path)
+
+
+def _check_vocabulary(tokenizer: TokenizerWrapper, embeddings: Any, path: Path) -> None:
+    """Refuses tokens without an embedding. A control token that no conversation writes may lack one, as in Gemma 3."""
+    if not isinstance(embeddings, int):
+        return
+    written = str(tokenizer.chat_template)
+    lacking = [
+        str(token)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token_id >= embeddings
+        and (not token.special or str(token) in written or token_id in tokenizer.eos_token_ids)
+    ]
+    if lacking or tokenizer.vocab_size > embeddings:
+        raise ModelError(
+            f"has a tokenizer of {len(tokenizer)} tokens for {embeddings} embeddings",
+            where=path,
+            hint="they belong to different models",
+        )
 
 
 def _check_finite(net: nn.Module, path: Path) -> None:
@@ -256,13 +302,48 @@ def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
     """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
     if policy.float32:
         net.update(tree_map(_to_float32, net.parameters()))
-    return dequantize(net) if policy.expand else net
+    if policy.expand:
+        dequantize(net, mx.float32 if policy.float32 else None)
+    return net
 
 
-def dequantize(net: nn.Module) -> nn.Module:
-    """Replaces the quantized layers of `net` by dense ones of the same values."""
-    expanded: nn.Module = mlx_lm_utils.dequantize_model(net)
-    return expanded
+def dequantize(net: nn.Module, dtype: mx.Dtype | None = None) -> None:
+    """Replaces the quantized layers of `net` by dense ones of the same values, in `dtype` or that of their scales."""
+    layers = [(name, dense(each, dtype)) for name, each in net.named_modules() if isinstance(each, QUANTIZED)]
+    net.update_modules(tree_unflatten(layers))
+
+
+def dense(layer: nn.Module, dtype: mx.Dtype | None = None) -> nn.Module:
+    """The dense layer of a quantized one, in `dtype` or that of its scales; bfloat16 where these are no floats."""
+
+    def values(weight: mx.array, scales: mx.array, biases: mx.array | None, own: mx.array | None) -> mx.array:
+        return mx.dequantize(
+            weight,
+            scales,
+            biases,
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+            global_scale=own,
+            dtype=dtype,
+        )
+
+    bias = "bias" in layer
+    made: nn.Module
+    if isinstance(layer, nn.QuantizedEmbedding):
+        made = nn.Embedding(1, 1)
+    elif isinstance(layer, QuantizedSwitchLinear):
+        made = SwitchLinear(1, 1, 1, bias=bias)
+    else:
+        made = MultiLinear(1, 1, 1) if isinstance(layer, QuantizedMultiLinear) else nn.Linear(1, 1, bias=bias)
+    if "global_scale" in layer:  # one for each expert
+        experts = zip(layer.weight, layer.scales, layer.global_scale, strict=True)
+        made.weight = mx.stack([values(weight, scales, None, own) for weight, scales, own in experts])
+    else:
+        made.weight = values(layer.weight, layer.scales, layer.biases, None)
+    if bias:
+        made.bias = layer.bias
+    return made
 
 
 def _to_float32(weight: mx.array) -> mx.array:

@@ -33,6 +33,7 @@ from mlxtune.optimizer import (
     updates_per_epoch,
 )
 from mlxtune.recipe import Recipe
+from mlxtune.recompute import recomputed
 from mlxtune.rundir import RunDir, make_folder, refuse_existing, staged, storage_error, write_json
 
 Stop = Callable[[], int | None]  # the number of a signal that asks to stop, or None
@@ -231,7 +232,8 @@ class _Training:
         mx.random.seed((self.recipe.seed * 1_000_003 + self.progress.step) % 2**63)
         self.net.train()
         batches = [make_batch(self.samples, part, self.pad_multiple) for part in rows]
-        loss, gradient, tokens = token_weighted_gradient(self.value_and_grad, batches)
+        with recomputed(self.net, self.settings.grad_checkpoint):
+            loss, gradient, tokens = token_weighted_gradient(self.value_and_grad, batches)
         norm = gradient_norm(gradient)
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._stop_at_nan(loss, rows)

@@ -23,5 +23,5 @@ def test_it_builds_and_begins_with_what_it_is_for(file: Path) -> None:
 
 
 def test_the_reference_is_complete() -> None:
-    """If this fails: `python -c "from mlxtune import recipe; print(recipe.reference(), end='')" > configs/reference.yaml`"""
+    """If this fails: print(recipe.reference(), end="") into the file."""
     assert (CONFIGS / "reference.yaml").read_text() == recipe.reference()

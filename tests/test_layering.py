@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,17 +172,26 @@ for name in {modules}:
     assert (done.stdout.splitlines(), done.stderr) == (modules, "")
 
 
+def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A command and those below it, each with its full name."""
+    yield name, command
+    if isinstance(command, click.Group):
+        for inner, each in command.commands.items():
+            yield from commands(f"{name} {inner}", each)
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     module, summary = cli.COMMANDS[name]
-    command = importlib.import_module(f"mlxtune.cli.{module}").command
-    assert isinstance(command, click.Command)
-    assert command.name == name
-    with click.Context(command, info_name=f"mlxtune {name}") as context:
-        usage, _, text = command.get_help(context).partition("\n")
-    assert usage.startswith(f"Usage: mlxtune {name}")
-    assert f"mlxtune {name} " in text or f"mlxtune {name}\n" in text
+    found = importlib.import_module(f"mlxtune.cli.{module}").command
+    assert isinstance(found, click.Command)
+    assert found.name == name
     assert summary.endswith(".")
+    for full_name, command in commands(f"mlxtune {name}", found):
+        with click.Context(command, info_name=full_name) as context:
+            usage, _, text = command.get_help(context).partition("\n")
+        assert usage.startswith(f"Usage: {full_name}")
+        assert re.search(rf"^ +{full_name}( |$)", text, re.MULTILINE), f"{full_name} has no example"
 
 
 @pytest.mark.parametrize(("alias", "name"), cli.ALIASES.items())

@@ -37,7 +37,7 @@ def _option(key: str, flag: str, each: Any, hint: Any) -> Callable[[Command], Co
         text += f"  [{str(each.default).lower() if kinds[0] is bool else each.default}]"
     if kinds[0] is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-    metavar = {int: "N", float: "X"}.get(kinds[0], "TEXT")
+    metavar = "|".join(each.metadata["choices"] or ()) or {int: "N", float: "X"}.get(kinds[0], "TEXT")
     return click.option(flag, name, type=kinds[0], default=None, metavar=metavar, help=text)
 
 

@@ -92,7 +92,8 @@ def audit(files: dict[str, Path], data: DataRecipe, label: str | None) -> Audit:
     """Checks the files of a data set, by split, or one file under any name; `label` as in `find_labels`.
 
     Malformed rows are findings, all of them in one pass; the other checks look at the good rows that `data.keep`
-    keeps. Raises DataError for a file that cannot be read at all, or a template that fits no row.
+    keeps. Raises DataError for a file that cannot be read at all, RecipeError or InputError for a malformed template or
+    pattern.
     """
     read: list[tuple[str, Row, Example]] = []
     mistakes: list[DataError] = []
@@ -132,8 +133,6 @@ def _read(path: Path, data: DataRecipe) -> tuple[list[tuple[Row, Example]], list
             else:
                 left_out += 1
         except DataError as error:
-            if error.where != row.where:  # the recipe's mistake, not the row's
-                raise
             mistakes.append(error)
     if not good and not mistakes:
         what = "has no row that data.keep keeps" if left_out else "has no rows"

@@ -3,6 +3,7 @@
 To add a format: a function `row -> Example` and a line in `FORMATS`.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,6 @@ from mlxtune.data.files import Row
 from mlxtune.errors import DataError, RecipeError
 from mlxtune.recipe import DataRecipe
 
-_TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -94,10 +94,27 @@ def answer_text(example: Example) -> str | None:
     return example.completion if isinstance(example, Completion) else None
 
 
+def _written(value: object) -> object:
+    """What a template writes for a value; `None` or a Python list would be learned letter by letter."""
+    if value is None or isinstance(value, list | dict):
+        raise jinja2.UndefinedError(f"it would write {value!r}")
+    return value
+
+
+_TEMPLATES = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    return _TEMPLATES.from_string(template)
+
+
 def _filled(template: str, row: Row) -> str:
     """A Jinja template with the columns of a row filled in. Raises DataError for one that is missing or no text."""
     try:
-        text = _TEMPLATES.from_string(template).render(row.value)
+        text = _compiled(template).render(row.value)
     except jinja2.UndefinedError as error:
         seen = ", ".join(f"`{name}`" for name in row.value)
         raise DataError(f"{template!r} does not fit: {error}", where=row.where, hint=f"it has {seen}") from None

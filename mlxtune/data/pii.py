@@ -85,15 +85,17 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
 
 def _phones(text: str) -> Iterator[tuple[int, int]]:
     for match in _NUMBER.finditer(text):
-        number, before = match[0], text[max(0, match.start() - 30) : match.start()]
+        opens_an_aside = match[0].startswith("(") and match[0].count("(") > match[0].count(")")
+        start = match.start() + opens_an_aside
+        number, before = text[start : match.end()], text[max(0, start - 30) : start]
         if not _NO_PHONE.search(before) and not _DATE.search(number) and _is_phone(number, before):
-            yield match.span()
+            yield start, match.end()
 
 
 def _is_phone(number: str, before: str) -> bool:
     """International with `+`, North American, grouped with a leading 0, or seven digits that somebody is to call."""
     digits = sum(character.isdigit() for character in number)
-    if number.startswith(("+", "(+")):
+    if "+" in number:
         return digits >= 8
     if _NORTH_AMERICAN.fullmatch(number):
         return True

@@ -211,7 +211,8 @@ def _convert(value: Any, option: Any) -> Any:
     if option is bool or isinstance(value, bool):
         return value if option is bool and isinstance(value, bool) else None
     if option is float and isinstance(value, int | float):
-        return float(value) if isinstance(value, float) or abs(value) < 2**1000 else math.copysign(math.inf, value)
+        fits = isinstance(value, float) or abs(value) < 2**1000
+        return float(value) if fits else math.inf if value > 0 else -math.inf
     if option is int and isinstance(value, float):
         return int(value) if value.is_integer() else None
     if option in (int, str) and isinstance(value, option):

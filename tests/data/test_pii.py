@@ -73,7 +73,7 @@ def test_several_in_order_and_without_overlap() -> None:
 
 
 def test_luhn_by_hand() -> None:
-    # 7992739871x: from the right 1 7 (8->16->7) ... the classic example has the check digit 3
+    # 79927398713 from the right, every second digit doubled and its digits added: 3 2 7 7 9 6 7 4 9 9 7, 70 in all
     assert [digit for digit in "0123456789" if luhn(f"7992739871{digit}")] == ["3"]
 
 

@@ -90,7 +90,7 @@ def test_size_cells_count_the_adapter_on_its_base() -> None:
     found = report()
     assert words.size_cells(found) == ["4.0 MB", "4.1 MB", "4.2 MB"]
     found["sizes_bytes"]["quantized"] = 1_000_000  # type: ignore[index]
-    assert words.size_cells(found) == ["1.0 MB", "1.1 MB", "4.2 MB"]
+    assert words.size_cells(found) == ["4.0 MB", "1.1 MB", "4.2 MB"]  # base is the original
     found["sizes_bytes"] = dict.fromkeys(("base", "quantized", "adapter", "fused"))
     assert words.size_cells(found) == ["-", "-", "-"]
 

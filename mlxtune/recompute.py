@@ -1,0 +1,37 @@
+"""Gradient checkpointing inside a block: activations of each transformer block are computed again when needed.
+
+Knows networks with `layers`, not training. Nothing is left patched behind.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@contextmanager
+def recomputed(net: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Inside, each of `net.layers` keeps only its input for the backward pass: less memory, about a third more time."""
+    kinds = {type(layer) for layer in net.layers} if wanted else set()
+    before = {kind: kind.__call__ for kind in kinds}
+    try:
+        for kind, call in before.items():
+            kind.__call__ = _checkpointed(call)
+        yield
+    finally:
+        for kind, call in before.items():
+            kind.__call__ = call
+
+
+def _checkpointed(call: Any) -> Any:
+    def run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def from_parameters(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            layer.update(parameters)
+            return call(layer, *args, **kwargs)
+
+        # the trainable parameters are inputs, so that their gradients flow
+        return mx.checkpoint(from_parameters)(layer.trainable_parameters(), *args, **kwargs)
+
+    return run

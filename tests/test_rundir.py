@@ -1,0 +1,338 @@
+"""Run folders: names, writes that are whole or not there, and the lock."""
+
+import contextlib
+import errno
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxtune import rundir
+from mlxtune.errors import InputError, MlxtuneError, OutputError, StorageError
+from mlxtune.rundir import RunDir
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, hidden ones too, with the content of files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_the_names_in_a_run_folder() -> None:
+    run = RunDir(Path("runs/a"))
+    properties = sorted(name for name, value in vars(RunDir).items() if isinstance(value, property))
+    assert {name: str(getattr(run, name)) for name in properties} == {
+        "adapter": "runs/a/adapter",
+        "base": "runs/a/base",
+        "checkpoints": "runs/a/checkpoints",
+        "data": "runs/a/data",
+        "fused": "runs/a/fused",
+        "log": "runs/a/log.jsonl",
+        "origin": "runs/a/origin.json",
+        "recipe": "runs/a/recipe.yaml",
+    }
+    assert str(run.evaluation("tuned")) == "runs/a/eval/tuned.json"
+    assert str(run.report("html")) == "runs/a/report.html"
+
+
+# --- staged folders
+
+
+def test_a_finished_stage_is_exactly_what_was_written(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "adapter"
+    with rundir.staged(target) as scratch:
+        assert not target.exists()
+        assert scratch.parent == target.parent  # a rename must stay on one disk
+        (scratch / "a.json").write_text("1")
+        (scratch / "inner").mkdir()
+        (scratch / "inner" / "b").write_text("2")
+    assert tree(tmp_path) == {
+        "runs": None,
+        "runs/adapter": None,
+        "runs/adapter/a.json": b"1",
+        "runs/adapter/inner": None,
+        "runs/adapter/inner/b": b"2",
+    }
+
+
+@pytest.mark.parametrize("failure", [ValueError("bug"), KeyboardInterrupt(), SystemExit(3), OutputError("no")])
+def test_a_failed_stage_leaves_nothing(tmp_path: Path, failure: BaseException) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    with pytest.raises(type(failure)) as caught, rundir.staged(tmp_path / "adapter") as scratch:
+        (scratch / "a").write_text("1")
+        raise failure
+    assert caught.value is failure
+    assert tree(tmp_path) == {"old": b"old"}
+
+
+def test_a_failed_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught, rundir.staged(tmp_path / "adapter") as scratch:
+        (scratch / "a").write_text("1")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value) == f"{tmp_path}/adapter: no space left on the disk; free some space and run again"
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "broken link"])
+def test_an_existing_target_is_refused_untouched(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "adapter"
+    if kind == "file":
+        target.write_bytes(b"old")
+    elif kind == "broken link":
+        target.symlink_to("nowhere")
+    else:
+        target.mkdir()
+        if kind == "folder":
+            (target / "a").write_bytes(b"old")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError) as caught, rundir.staged(target):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == f"{target}: exists already; choose another folder or remove it"
+    assert tree(tmp_path) == before
+
+
+def test_a_target_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    with pytest.raises(OutputError, match="exists already"), rundir.staged(target) as scratch:
+        (scratch / "a").write_text("mine")
+        target.mkdir()  # an empty folder, which a rename would replace
+    assert tree(tmp_path) == {"adapter": None}
+
+
+def test_what_a_killed_process_left_under_this_number_is_replaced(tmp_path: Path) -> None:
+    left = tmp_path / f".adapter.partial-{os.getpid()}"
+    left.mkdir()
+    (left / "stale").write_text("1")
+    with rundir.staged(tmp_path / "adapter") as scratch:
+        (scratch / "a").write_text("2")
+    assert tree(tmp_path) == {"adapter": None, "adapter/a": b"2"}
+
+
+def test_a_target_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(OutputError) as caught, rundir.staged(tmp_path / "file" / "adapter"):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == f"{tmp_path}/file: is a file, or lies below one; choose another folder"
+    assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_refuse_existing_names_the_flag(tmp_path: Path) -> None:
+    rundir.refuse_existing(tmp_path / "new", "--mlx-path")
+    with pytest.raises(OutputError) as caught:
+        rundir.refuse_existing(tmp_path, "--mlx-path")
+    assert str(caught.value) == f"{tmp_path}: exists already; choose another --mlx-path or remove it"
+
+
+# --- errors of the disk
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "line"),
+    [
+        (errno.ENOSPC, StorageError, "x: no space left on the disk; free some space and run again"),
+        (errno.EDQUOT, StorageError, "x: no space left on the disk; free some space and run again"),
+        (errno.EACCES, StorageError, "x: may not be written: Permission denied; choose a folder you may write to"),
+        (errno.EROFS, StorageError, "x: may not be written: Read-only file system; choose a folder you may write to"),
+        (errno.ENOTDIR, OutputError, "x: is a file, or lies below one; choose another folder"),
+        (errno.EEXIST, OutputError, "x: is a file, or lies below one; choose another folder"),
+        (errno.EIO, StorageError, "x: cannot be written: Input/output error"),
+    ],
+)
+def test_storage_error(number: int, kind: type[MlxtuneError], line: str) -> None:
+    error = rundir.storage_error(OSError(number, os.strerror(number)), Path("x"))
+    assert type(error) is kind
+    assert str(error) == line
+
+
+def test_storage_error_without_a_number() -> None:
+    assert str(rundir.storage_error(OSError("strange"), Path("x"))) == "x: cannot be written: strange"
+
+
+def test_a_disk_that_syncs_only_in_the_plain_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # F_FULLFSYNC of macOS is a call that this file's disk does not know either
+    monkeypatch.setattr(rundir.sys, "platform", "darwin")
+    monkeypatch.setattr(rundir.fcntl, "F_FULLFSYNC", 999, raising=False)
+    synced: list[int] = []
+    monkeypatch.setattr(rundir.os, "fsync", synced.append)
+    (tmp_path / "a").write_text("1")
+    rundir.sync(tmp_path / "a")
+    assert len(synced) == 1
+
+
+# --- whole files
+
+
+def test_write_text_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    rundir.write_text(path, "a long first text, ä\n")
+    assert path.read_bytes() == "a long first text, ä\n".encode()
+    rundir.write_text(path, "second")
+    assert tree(tmp_path) == {"new": None, "new/a.txt": b"second"}
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    script = """
+import resource, sys
+from pathlib import Path
+from mlxtune import rundir
+from mlxtune.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    rundir.write_text(Path(sys.argv[1]), "x" * 100_000)
+except StorageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{path}: cannot be written: File too large\n", "")
+    assert tree(tmp_path) == {"a.txt": b"old"}
+
+
+def test_text_that_cannot_be_encoded_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        rundir.write_text(path, "half a pair: \ud83d")
+    assert tree(tmp_path) == {"a.txt": b"old"}
+
+
+def test_write_text_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OutputError):
+        rundir.write_text(tmp_path / "file" / "a.txt", "new")
+    assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_write_text_onto_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StorageError, match="cannot be written: Is a directory"):
+        rundir.write_text(tmp_path / "a", "new")
+    assert tree(tmp_path) == {"a": None}
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    value = {"name": "ä", "list": [1, 2.5, None, True]}
+    rundir.write_json(path, value)
+    assert path.read_text(encoding="utf-8") == (
+        '{\n  "name": "ä",\n  "list": [\n    1,\n    2.5,\n    null,\n    true\n  ]\n}\n'
+    )
+    assert rundir.read_json(path) == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_json_is_not_written(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
+        rundir.write_json(path, {"loss": value})
+    assert tree(tmp_path) == {"a.json": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "what"),
+    [
+        (None, "", "no such file"),
+        (b'{"a": 1,\n "b": }', ":2", "not valid JSON: Expecting value"),
+        (b"", ":1", "not valid JSON: Expecting value"),
+        (b"\xff\xfe", "", "is not UTF-8"),
+        (b"[" * 100_000, "", "cannot be read: maximum recursion depth exceeded"),
+        (b"9" * 5000, "", "cannot be read: Exceeds the limit"),
+    ],
+)
+def test_read_json_of_a_malformed_file(tmp_path: Path, content: bytes | None, place: str, what: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        rundir.read_json(path)
+    assert caught.value.where == f"{path}{place}"
+    assert caught.value.what.startswith(what)
+    assert caught.value.exit_code == 2
+
+
+def test_read_json_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        rundir.read_json(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_size_of(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"123")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / ".b").write_bytes(b"4567")
+    (tmp_path / "inner" / "gone").symlink_to("nowhere")
+    assert rundir.size_of(tmp_path / "a") == 3
+    assert rundir.size_of(tmp_path) == 7
+    assert rundir.size_of(tmp_path / "none") == 0
+
+
+# --- the lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mlxtune.rundir import RunDir
+with RunDir(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(folder: Path) -> Any:
+    """Another process holds the folder's lock; it is killed at the end."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with held_elsewhere(run.root) as process:
+        with pytest.raises(OutputError) as caught, run.lock():
+            pytest.fail("the block must not run")
+        assert str(caught.value) == f"{run.root}: another run is at work in this folder; wait for it"
+        process.kill()
+        process.wait()
+        with run.lock():
+            pass
+
+
+def test_the_lock_is_free_again_afterwards(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with contextlib.suppress(ValueError), run.lock():
+        raise ValueError
+    with run.lock(), pytest.raises(OutputError), run.lock():
+        pytest.fail("the block must not run")
+    assert tree(tmp_path) == {"run": None, "run/.lock": b""}
+
+
+def test_a_child_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with run.lock():
+        script = "import time; print('up', flush=True); time.sleep(60)"
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, close_fds=False)
+    with child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"up\n"
+            with run.lock():
+                pass
+        finally:
+            child.kill()
+
+
+def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("old")
+    with pytest.raises(OutputError, match="is a file, or lies below one"), RunDir(tmp_path / "run").lock():
+        pytest.fail("the block must not run")
+    assert tree(tmp_path) == {"run": b"old"}

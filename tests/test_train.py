@@ -1,0 +1,276 @@
+"""The trainer: exact loss and gradient, every row once, the same adapter from the same seed, safe stops."""
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxtune import adapter, checkpoint, likelihood, model
+from mlxtune import train as trainer
+from mlxtune.data.batches import make_batch
+from mlxtune.data.render import Sample
+from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError
+from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
+from mlxtune.train import token_weighted_gradient, train, update_order
+
+
+def sample(number: int, length: int, learned: int) -> Sample:
+    """A row of `length` tokens whose last `learned` are supervised; its tokens follow from its number."""
+    tokens = [(7 * number + 3 * place) % 900 + 10 for place in range(length)]
+    trained = [place >= length - learned for place in range(length)]
+    return Sample(f"rows.jsonl:{number + 1}", tokens, trained, length - learned, "x")
+
+
+SAMPLES = [sample(number, 8 + 5 * (number % 4), 2 + number % 6) for number in range(11)]
+UNRELATED = [sample(number, 9 + number % 3, 3) for number in range(20, 25)]
+VALID = [sample(number, 9 + number % 3, 3) for number in range(5)]
+
+
+@pytest.fixture
+def load(tiny: Path) -> Callable[[], model.LanguageModel]:
+    return lambda: model.load(tiny)
+
+
+def recipe(lora: LoraRecipe | None = None, seed: int = 3, **settings: Any) -> Recipe:
+    defaults = {"iters": 6, "batch_size": 4, "learning_rate": 5e-3}
+    return Recipe(seed=seed, lora=lora or LoraRecipe(rank=4), train=TrainRecipe(**(defaults | settings)))
+
+
+def adapters(out: Path) -> dict[str, np.ndarray]:
+    tensors = mx.load(str(out / "adapter" / "adapters.safetensors"))
+    assert isinstance(tensors, dict)
+    return {name: np.array(value) for name, value in tensors.items()}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def gradient_of(lm: model.LanguageModel, parts: Sequence[list[int]], pad_multiple: int = 1) -> tuple[float, Any, int]:
+    def nats(tokens: mx.array, trained: mx.array) -> mx.array:
+        return likelihood.row_nats(lm.net, tokens, trained).sum()
+
+    batches = [make_batch(SAMPLES, part, pad_multiple) for part in parts]
+    return token_weighted_gradient(nn.value_and_grad(lm.net, nats), batches)
+
+
+def perturbed(lm: model.LanguageModel) -> None:
+    """An adapter whose B is not zero, so that both factors have a gradient."""
+    adapter.attach(lm.net, LoraRecipe(rank=4), seed=1)
+    mx.random.seed(5)
+    noisy = [(n, mx.random.normal(w.shape) * 0.05) for n, w in adapter.factors(lm.net).items() if n.endswith("lora_b")]
+    lm.net.load_weights(noisy, strict=False)
+
+
+def difference(one: Any, other: Any) -> float:
+    """Largest difference of two gradients relative to their norm, over all tensors."""
+    pairs = zip(tree_flatten(one), tree_flatten(other), strict=True)
+    return max(np.linalg.norm(np.array(a) - np.array(b)) / np.linalg.norm(np.array(b)) for (_, a), (_, b) in pairs)
+
+
+def test_accumulated_gradient_is_that_of_the_one_big_batch(load: Callable[[], model.LanguageModel]) -> None:
+    lm = load()
+    perturbed(lm)
+    loss, whole, tokens = gradient_of(lm, [list(range(11))])
+    assert tokens == sum(each.trained_count for each in SAMPLES)
+    for parts in ([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]], [[row] for row in range(11)], [[10], list(range(10))]):
+        part_loss, accumulated, part_tokens = gradient_of(lm, parts)
+        assert part_tokens == tokens
+        assert part_loss == pytest.approx(loss, rel=1e-5)
+        assert difference(accumulated, whole) <= 1e-5
+
+
+def test_padding_changes_nothing(load: Callable[[], model.LanguageModel]) -> None:
+    lm = load()
+    perturbed(lm)
+    loss, tight, _ = gradient_of(lm, [[0, 1, 2, 3]])
+    wide_loss, wide, _ = gradient_of(lm, [[0, 1, 2, 3]], pad_multiple=64)
+    assert wide_loss == pytest.approx(loss, rel=1e-6)
+    assert difference(wide, tight) <= 1e-5
+
+
+def test_only_supervised_tokens_count(load: Callable[[], model.LanguageModel]) -> None:
+    lm = load()
+    perturbed(lm)
+    loss, _, tokens = gradient_of(lm, [[2]])
+    batch = make_batch(SAMPLES, [2])
+    logits = np.array(lm.net(mx.array(batch.tokens))).astype(np.float64)[0]
+    log_probabilities = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    log_probabilities -= logits.max(-1, keepdims=True)
+    supervised = [t for t, on in enumerate(SAMPLES[2].trained) if on]
+    nats = [-log_probabilities[t - 1, SAMPLES[2].tokens[t]] for t in supervised]
+    assert tokens == len(supervised)
+    assert loss == pytest.approx(float(np.mean(nats)), rel=1e-5)
+
+
+def test_every_row_is_seen_once_an_epoch_and_no_update_spans_two() -> None:
+    settings = recipe(batch_size=3, grad_accumulation_steps=2)
+    order = update_order(SAMPLES, settings)
+    epochs = [[next(order) for _ in range(2)] for _ in range(3)]  # 11 rows: 4 batches, 2 updates
+    for updates in epochs:
+        assert sorted(row for update in updates for batch in update for row in batch) == list(range(11))
+    assert epochs[0] != epochs[1]
+    again = update_order(SAMPLES, settings)
+    assert [[next(again) for _ in range(2)] for _ in range(3)] == epochs
+
+
+def test_a_run_leaves_the_best_adapter_and_its_log(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    lm = load()
+    seen: list[tuple[int, int]] = []
+    result = train(
+        lm,
+        SAMPLES,
+        VALID,
+        recipe(eval_every=2, report_every=1),
+        tmp_path,
+        on_step=lambda s, n: seen.append((s.step, n)),
+    )
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter", "log.jsonl"}
+    names = {"adapters.safetensors", "adapter_config.json", "training.json"}
+    assert {file.name for file in (tmp_path / "adapter").iterdir()} == names
+    assert seen == [(step, 6) for step in range(1, 7)]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    losses = {line["step"]: line["valid_loss"] for line in lines if line["valid_loss"] is not None}
+    assert set(losses) == {2, 4, 6}
+    best = min(losses, key=lambda step: losses[step])
+    assert (result.best_step, result.best_valid_loss) == (best, losses[best])
+    assert likelihood.mean_nats(lm.net, VALID, 4) == losses[best]  # the network carries the best adapter
+    reloaded = load()
+    adapter.load(reloaded, tmp_path / "adapter")
+    assert likelihood.mean_nats(reloaded.net, VALID, 4) == losses[best]
+    assert result.first_valid_loss is not None
+    assert losses[best] < result.first_valid_loss
+
+
+def test_the_best_adapter_is_kept_when_training_goes_wrong(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    """With a far too high learning rate every update hurts: the untouched adapter is the best."""
+    result = train(load(), SAMPLES, UNRELATED, recipe(learning_rate=5.0, warmup=0, eval_every=1), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert result.best_valid_loss is not None
+    assert all(line["valid_loss"] >= result.best_valid_loss for line in lines)
+    assert result.best_step == 0
+    assert all(not value.any() for name, value in adapters(tmp_path).items() if name.endswith("lora_b"))
+
+
+def test_the_same_seed_gives_the_same_adapter(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    settings = recipe(LoraRecipe(rank=4, dropout=0.2))
+    for name in ("one", "two"):
+        train(load(), SAMPLES, VALID, settings, tmp_path / name)
+    train(load(), SAMPLES, VALID, replace(settings, seed=4), tmp_path / "other")
+    one, two, other = (adapters(tmp_path / name) for name in ("one", "two", "other"))
+    assert same(one, two)
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "muon", "lion"])
+def test_an_interrupted_run_ends_with_the_same_adapter(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, optimizer: str
+) -> None:
+    settings = recipe(
+        LoraRecipe(rank=4, dropout=0.1), optimizer=optimizer, grad_accumulation_steps=2, batch_size=2, save_every=2
+    )
+    train(load(), SAMPLES, VALID, settings, tmp_path / "whole")
+    steps: list[int] = []
+    with pytest.raises(Interrupted) as stopped:
+        train(
+            load(),
+            SAMPLES,
+            VALID,
+            settings,
+            tmp_path / "broken",
+            on_step=lambda line, _: steps.append(line.step),
+            stop=lambda: signal.SIGTERM if len(steps) == 3 else None,
+        )
+    assert stopped.value.exit_code == 143
+    assert steps == [1, 2, 3]
+    assert not (tmp_path / "broken" / "adapter").exists()
+    result = train(load(), SAMPLES, VALID, settings, tmp_path / "broken")
+    assert result.resumed_at == 3
+    assert same(adapters(tmp_path / "whole"), adapters(tmp_path / "broken"))
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "broken")]
+    losses = [[(json.loads(line)["step"], json.loads(line)["valid_loss"]) for line in log] for log in logs]
+    assert losses[0] == losses[1]
+
+
+def test_nan_stops_with_the_last_good_adapter(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = likelihood.row_nats
+    calls = 0
+
+    def poisoned(net: nn.Module, tokens: mx.array, trained: mx.array) -> mx.array:
+        nonlocal calls
+        calls += 1
+        return real(net, tokens, trained) * (float("nan") if calls == 4 else 1.0)
+
+    monkeypatch.setattr(trainer.likelihood, "row_nats", poisoned)
+    lm = load()
+    with pytest.raises(TrainingError, match=r"not finite .* update 4, rows rows.jsonl:\d+") as stopped:
+        train(lm, SAMPLES, [], recipe(), tmp_path)
+    assert stopped.value.exit_code == 1
+    assert not (tmp_path / "adapter").exists()
+    found, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert found is not None
+    assert found.step == 3
+    kept = load()
+    adapter.load(kept, tmp_path / "checkpoints" / "step-0000003")  # any command can use it
+    assert np.isfinite(likelihood.mean_nats(kept.net, VALID))
+    assert all(np.isfinite(np.array(value)).all() for value in found.arrays["adapters"].values())
+
+
+def test_refused_before_anything_is_written(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no rows to train on"):
+        train(load(), [], VALID, recipe(), tmp_path)
+    bare = replace(SAMPLES[3], trained=[True] + [False] * (len(SAMPLES[3].tokens) - 1))
+    with pytest.raises(DataError, match=r"rows.jsonl:4: has no token to learn"):
+        train(load(), [SAMPLES[0], bare], VALID, recipe(), tmp_path)
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        train(load(), SAMPLES, VALID, recipe(), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_checkpoints_of_another_shape_are_refused(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(load(), SAMPLES, VALID, recipe(), tmp_path, stop=lambda: signal.SIGINT)
+    with pytest.raises(OutputError, match="another recipe"):
+        train(load(), SAMPLES, VALID, recipe(LoraRecipe(rank=8)), tmp_path)
+
+
+def test_without_validation_rows_the_last_adapter_is_kept(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    result = train(load(), SAMPLES, [], recipe(), tmp_path)
+    assert (result.best_step, result.best_valid_loss) == (6, None)
+
+
+def test_gradient_checkpointing_changes_no_gradient(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    train(load(), SAMPLES, VALID, recipe(), tmp_path / "plain")
+    train(load(), SAMPLES, VALID, recipe(grad_checkpoint=True), tmp_path / "saving")
+    plain, saving = adapters(tmp_path / "plain"), adapters(tmp_path / "saving")
+    assert all(np.allclose(plain[name], saving[name], atol=1e-5) for name in plain)
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_adapter(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Metal and CUDA do, on this device: needs a C++ compiler on a CPU."""
+    train(load(), SAMPLES, VALID, recipe(LoraRecipe(rank=4, dropout=0.1)), tmp_path / "plain")
+    policy = trainer.machine.compute_policy(device="metal", memory_bytes=1, float32_bytes=1)
+    monkeypatch.setattr(trainer.machine, "compute_policy", lambda **_: policy)
+    lm = load()
+    train(lm, SAMPLES, VALID, recipe(LoraRecipe(rank=4, dropout=0.1)), tmp_path / "compiled")
+    plain, compiled = adapters(tmp_path / "plain"), adapters(tmp_path / "compiled")
+    assert all(np.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
