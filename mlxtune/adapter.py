@@ -113,10 +113,22 @@ def check(folder: Path) -> dict[str, Any]:
     parameters = value.get("lora_parameters")
     if not isinstance(parameters, dict) or not {"rank", "scale"} <= parameters.keys() or "num_layers" not in value:
         raise ModelError("lacks num_layers or lora_parameters", where=folder / CONFIG)
+    keys = parameters.get("keys")
+    if not (
+        type(parameters["rank"]) is int
+        and parameters["rank"] > 0
+        and type(parameters["scale"]) in (int, float)
+        and type(value["num_layers"]) is int
+        and (keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)))
+        and isinstance(value.get("chat_template"), str | None)
+    ):
+        raise ModelError(
+            "has a rank, scale, num_layers, keys or chat_template of the wrong type", where=folder / CONFIG
+        )
     try:
         with safe_open(str(folder / WEIGHTS), framework="numpy"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"is no whole safetensors file: {error}", where=folder / WEIGHTS) from None
     return value
 
@@ -131,17 +143,22 @@ def read_tensors(file: Path) -> dict[str, mx.array]:
 def load(lm: LanguageModel, folder: Path) -> None:
     """Attaches the adapter in `folder` to `lm.net`. Raises ModelError if it does not fit the model or holds NaN."""
     value = check(folder)
-    parameters = {"dropout": 0.0, **value["lora_parameters"]}
+    parameters = value["lora_parameters"] | {"dropout": 0.0}  # of use in training only
     tensors = read_tensors(folder / WEIGHTS)
-    linear_to_lora_layers(lm.net, value["num_layers"], parameters)
+    try:
+        linear_to_lora_layers(lm.net, value["num_layers"], parameters)
+    except ValueError as error:
+        raise ModelError(f"does not fit {lm.path}: {error}", where=folder) from None
     expected = {name: weight for name, weight in tree_flatten(lm.net.parameters()) if name.endswith(FACTORS)}
+    if not expected or len(expected) != 2 * len(adapted_layers(lm.net)):
+        raise ModelError(f"adapts no linear layer of {lm.path}, or other layers as well", where=folder)
     if missing := sorted(expected.keys() ^ tensors.keys()):
         raise ModelError(
             f"does not fit {lm.path}: {len(missing)} tensors differ, such as {missing[0]}",
             where=folder,
             hint="give the base model that the adapter was trained on",
         )
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if tensor.shape != expected[name].shape:
             raise ModelError(
                 f"does not fit {lm.path}: {name} is {tensor.shape}, not {expected[name].shape}",
@@ -154,6 +171,16 @@ def load(lm: LanguageModel, folder: Path) -> None:
     lm.net.eval()
     use_template(lm.tokenizer, value.get("chat_template"))
     mx.eval(lm.net.parameters())
+
+
+def update(layer: nn.Module) -> mx.array:
+    """What the adapter adds to its layer's weight: scale·(A·B)ᵀ in float32, (outputs, inputs), experts first."""
+    a, b = layer.lora_a.astype(mx.float32), layer.lora_b.astype(mx.float32)
+    if isinstance(layer, LoRASwitchLinear):  # here B is (experts, outputs, rank), and A is transposed
+        experts: mx.array = layer.scale * (b @ a.reshape(b.shape[0], -1, a.shape[-1]))
+        return experts
+    one: mx.array = layer.scale * (a @ b).T
+    return one
 
 
 def adapted_layers(net: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -1,10 +1,12 @@
 """Converts a Hugging Face model folder to an MLX one, quantized or not. Knows folders, not the hub."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_map
+import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
 from mlxtune import model
 from mlxtune.errors import InputError, ModelError
@@ -42,8 +44,7 @@ def convert(source: Path, out: Path, *, quantize: QuantizeRecipe | None = None, 
     lm = model.load(source, stored=True)
     net, config = lm.net, lm.config
     if dtype is not None:
-        wanted = DTYPES[dtype]
-        net.update(tree_map(lambda w: w.astype(wanted) if mx.issubdtype(w.dtype, mx.floating) else w, net.parameters()))
+        cast(net, DTYPES[dtype])
         config = {**config, "torch_dtype": dtype}
         config.pop("dtype", None)
     quantized_layers, left_out = 0, {}
@@ -68,11 +69,21 @@ def convert(source: Path, out: Path, *, quantize: QuantizeRecipe | None = None, 
     )
 
 
+def cast(net: nn.Module, dtype: mx.Dtype) -> None:
+    """Casts the weights of `net`, but for those that its architecture needs as they are, such as a router's."""
+    wanted: Callable[[str], bool] = getattr(net, "cast_predicate", lambda name: True)
+
+    def one(name: str, weight: mx.array) -> mx.array:
+        return weight.astype(dtype) if mx.issubdtype(weight.dtype, mx.floating) and wanted(name) else weight
+
+    net.update(tree_map_with_path(one, net.parameters()))
+
+
 def _refuse_inside(source: Path, out: Path) -> None:
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise InputError("lies inside the model it is made from", where=out, hint="choose a folder outside it")
 
 
 def _refuse_quantized(source: Path) -> None:
-    if "quantization" in model.check(source) or "quantization_config" in model.check(source):
+    if {"quantization", "quantization_config"} & model.check(source).keys():
         raise ModelError("is quantized already", where=source, hint="start from the original model")

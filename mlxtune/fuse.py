@@ -7,13 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlxtune import adapter, likelihood, model
 from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError
 from mlxtune.quant import rtn
-from mlxtune.recipe import FuseRecipe, QuantizeRecipe
+from mlxtune.recipe import FuseRecipe, QuantizeRecipe, check_quantization
 from mlxtune.rundir import refuse_existing, size_of, staged, write_json
 
 
@@ -41,6 +41,8 @@ def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, sample
     Raises FuseError, and writes nothing, when less than `settings.keep` of the adapter's gain on `samples` survives.
     """
     refuse_existing(out, "--save-path")
+    if settings.bits is not None:
+        check_quantization(settings.bits, 64, "affine", "fuse")
     for inside in (base, adapter_path):
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError("lies inside its own input", where=out, hint="choose a folder outside it")
@@ -105,40 +107,40 @@ def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) ->
 
     A layer that was quantized is packed again, with `settings.bits` where they are given; others keep their bytes.
     """
-    packing = config.get("quantization")
-    described = dict(packing) if packing else None
+    described = dict(config.get("quantization") or {})
     fused = []
     for name, layer in adapter.adapted_layers(net):
         stored = layer.linear
-        dtype = (stored.scales if "scales" in stored and stored.scales.dtype != mx.uint8 else layer.lora_a).dtype
-        dtype = stored.weight.dtype if mx.issubdtype(stored.weight.dtype, mx.floating) else dtype
-        layer.linear.update(tree_map(_float32, stored.parameters()))
-        dense = layer.fuse(dequantize=True)
-        dense.update(tree_map(lambda w, dtype=dtype: w.astype(dtype), dense.parameters()))
-        if described is not None and not settings.dequantize and hasattr(stored, "bits"):
-            own = {"group_size": stored.group_size, "bits": stored.bits, "mode": stored.mode}
-            if settings.bits is not None and settings.bits != stored.bits:
-                own = {
-                    "group_size": 64 if own["mode"] != "affine" else own["group_size"],
-                    "bits": settings.bits,
-                    "mode": "affine",
-                }
-                described[name] = own
-            dense = dense.to_quantized(**own)
-        fused.append((name, dense))
+        packed = isinstance(stored, model.QUANTIZED)
+        dtype = model.dense_dtype(stored) if packed else stored.weight.dtype
+        made = model.dense(stored, mx.float32) if packed else stored
+        made.weight = made.weight.astype(mx.float32) + adapter.update(layer)
+        if packed and not settings.dequantize:
+            packing = _packing(stored, made.weight.shape[-1], settings.bits)
+            if packing["bits"] != stored.bits:
+                described[name] = packing
+            made = made.to_quantized(**packing)
+        made.set_dtype(dtype)
+        fused.append((name, made))
     net.update_modules(tree_unflatten(fused))
     if settings.dequantize:
         model.dequantize(net)
         return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-    if described is not None:
+    if described:
         return {**config, "quantization": described, "quantization_config": described}
     if settings.bits is not None:
         config, _ = rtn.quantize(net, config, QuantizeRecipe(bits=settings.bits))
     return config
 
 
-def _float32(weight: mx.array) -> mx.array:
-    return weight.astype(mx.float32) if mx.issubdtype(weight.dtype, mx.floating) else weight
+def _packing(layer: nn.Module, inputs: int, bits: int | None) -> dict[str, Any]:
+    """How a fused layer is packed: as it was, or in `bits`, which the affine format has for every number of bits."""
+    if bits is None or bits == layer.bits:
+        return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    groups = [layer.group_size] if layer.mode == "affine" else [size for size in (64, 32) if inputs % size == 0]
+    if not groups:
+        raise FuseError(f"{inputs} inputs of a layer divide by no group of {bits}-bit weights", hint="use --dequantize")
+    return {"group_size": groups[0], "bits": bits, "mode": "affine"}
 
 
 def _bits(config: dict[str, Any], settings: FuseRecipe) -> int | None:

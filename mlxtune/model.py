@@ -18,7 +18,7 @@ import jinja2
 import mlx.core as mx
 import mlx.nn as nn
 from huggingface_hub.errors import StrictDataclassError
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from safetensors import SafetensorError, safe_open
 
 from mlxtune import machine
@@ -195,7 +195,9 @@ def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None
         # all that the tokenizers library raises is a bare Exception
         if isinstance(error, MALFORMED) or type(error) is Exception:
             raise ModelError(
-                f"has a tokenizer or config that does not load: {_brief(error)}", where=path, hint="download the model again"
+                f"has a tokenizer or config that does not load: {_brief(error)}",
+                where=path,
+                hint="download the model again",
             ) from None
         raise
     use_template(tokenizer, chat_template)
@@ -301,32 +303,31 @@ def _check_finite(net: nn.Module, path: Path) -> None:
 def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
     """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
     if policy.float32:
-        net.update(tree_map(_to_float32, net.parameters()))
+        net.set_dtype(mx.float32)
     if policy.expand:
         dequantize(net, mx.float32 if policy.float32 else None)
     return net
 
 
 def dequantize(net: nn.Module, dtype: mx.Dtype | None = None) -> None:
-    """Replaces the quantized layers of `net` by dense ones of the same values, in `dtype` or that of their scales."""
-    layers = [(name, dense(each, dtype)) for name, each in net.named_modules() if isinstance(each, QUANTIZED)]
-    net.update_modules(tree_unflatten(layers))
+    """Replaces the quantized layers of `net` by dense ones of the same values, in `dtype` or as `dense_dtype` says."""
+    layers = [(name, each) for name, each in net.named_modules() if isinstance(each, QUANTIZED)]
+    net.update_modules(tree_unflatten([(name, dense(each, dtype or dense_dtype(each))) for name, each in layers]))
 
 
-def dense(layer: nn.Module, dtype: mx.Dtype | None = None) -> nn.Module:
-    """The dense layer of a quantized one, in `dtype` or that of its scales; bfloat16 where these are no floats."""
+def dense_dtype(layer: nn.Module) -> mx.Dtype:
+    """The precision that a quantized layer computes in: that of its scales, bfloat16 where these are no floats."""
+    return layer.scales.dtype if mx.issubdtype(layer.scales.dtype, mx.floating) else mx.bfloat16
+
+
+def dense(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    """The dense layer of a quantized one. The values are computed in float32, whatever the scales are stored in."""
 
     def values(weight: mx.array, scales: mx.array, biases: mx.array | None, own: mx.array | None) -> mx.array:
-        return mx.dequantize(
-            weight,
-            scales,
-            biases,
-            group_size=layer.group_size,
-            bits=layer.bits,
-            mode=layer.mode,
-            global_scale=own,
-            dtype=dtype,
-        )
+        if biases is not None:
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        packing = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return mx.dequantize(weight, scales, biases, **packing, global_scale=own, dtype=mx.float32)
 
     bias = "bias" in layer
     made: nn.Module
@@ -338,16 +339,13 @@ def dense(layer: nn.Module, dtype: mx.Dtype | None = None) -> nn.Module:
         made = MultiLinear(1, 1, 1) if isinstance(layer, QuantizedMultiLinear) else nn.Linear(1, 1, bias=bias)
     if "global_scale" in layer:  # one for each expert
         experts = zip(layer.weight, layer.scales, layer.global_scale, strict=True)
-        made.weight = mx.stack([values(weight, scales, None, own) for weight, scales, own in experts])
+        weight = mx.stack([values(weight, scales, None, own) for weight, scales, own in experts])
     else:
-        made.weight = values(layer.weight, layer.scales, layer.biases, None)
+        weight = values(layer.weight, layer.scales, layer.biases, None)
+    made.weight = weight.astype(dtype)
     if bias:
         made.bias = layer.bias
     return made
-
-
-def _to_float32(weight: mx.array) -> mx.array:
-    return weight.astype(mx.float32) if mx.issubdtype(weight.dtype, mx.floating) else weight
 
 
 def parameter_count(net: nn.Module) -> int:

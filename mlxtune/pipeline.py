@@ -186,7 +186,8 @@ class _Work:
             too_long += self.render(name)
         for name in ("train", "test"):
             if not self.rendered[name] and (name == "train" or self.recipe.data.test > 0):
-                raise DataError(f"the {name} split has no rows", where=self.recipe.data.path, hint="give more rows")
+                hint = "raise train.max_seq_length" if too_long else "give more rows"
+                raise DataError(f"the {name} split has no rows", where=self.recipe.data.path, hint=hint)
         if not self.folder.recipe.exists():
             make_folder(self.folder.root)
             write_text(self.folder.recipe, recipes.dump(self.recipe))

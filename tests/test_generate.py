@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlxtune import generate, model
 from mlxtune.errors import InputError, ModelError
@@ -187,20 +188,35 @@ def test_a_stop_token_at_the_limit_is_a_stop(lm: LanguageModel) -> None:
     assert (piece.text, piece.finish_reason, piece.answer_tokens) == ("", "stop", 0)
 
 
-def test_tokens_beyond_the_vocabulary_have_no_text(lm: LanguageModel, tmp_path: Path) -> None:
-    from mlx.utils import tree_flatten
+def saying_first(lm: LanguageModel, token: int, folder: Path) -> LanguageModel:
+    """A copy of a model that begins its answer to `HELLO` with `token`.
 
-    folder = tmp_path / "padded"
-    shutil.copytree(lm.path, folder)
-    weights = {name: weight for name, weight in tree_flatten(lm.net.parameters())}
-    table = weights["model.embed_tokens.weight"]
-    # an embedding along the last hidden state, far longer than the others: its logit wins
+    The token's embedding lies along the last hidden state and is far longer than the others: its logit wins.
+    """
     hidden = lm.net.model(mx.array([generate.prompt_tokens(lm, HELLO)]))[0, -1]
-    weights["model.embed_tokens.weight"] = mx.concatenate([table, 1000 * hidden[None]])
+    weights = dict(tree_flatten(lm.net.parameters()))
+    table = weights["model.embed_tokens.weight"]
+    vocabulary = max(table.shape[0], token + 1)
+    table = mx.concatenate([table, mx.zeros((vocabulary - table.shape[0], table.shape[1]))])
+    table[token] = 1000 * hidden
+    weights["model.embed_tokens.weight"] = table
+    shutil.copytree(lm.path, folder)
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    (folder / "config.json").write_text(json.dumps(lm.config | {"vocab_size": 1025}))
-    pieces = list(generate.stream(model.load(folder), generate.prompt_tokens(lm, HELLO), max_tokens=2))
-    assert (pieces[0].token, pieces[0].text) == (1024, "")
+    (folder / "config.json").write_text(json.dumps(lm.config | {"vocab_size": vocabulary}))
+    return model.load(folder)
+
+
+def test_tokens_beyond_the_vocabulary_have_no_text(lm: LanguageModel, tmp_path: Path) -> None:
+    padded = saying_first(lm, 1030, tmp_path / "copy")
+    pieces = list(generate.stream(padded, generate.prompt_tokens(lm, HELLO), max_tokens=2))
+    assert (pieces[0].token, pieces[0].text) == (1030, "")
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(lm: LanguageModel, tmp_path: Path) -> None:
+    half = lm.tokenizer.convert_tokens_to_ids("Ã")  # how a byte-level tokenizer writes byte C3, as in "é"
+    cut = saying_first(lm, half, tmp_path / "copy")
+    (piece,) = generate.stream(cut, generate.prompt_tokens(lm, HELLO), max_tokens=1)
+    assert (piece.token, piece.text) == (half, "\ufffd")
 
 
 def test_an_empty_prompt_is_refused(lm: LanguageModel) -> None:

@@ -23,7 +23,7 @@ LINES = [
     {"rundir", "machine"},
     {"recipe", "hub", "report"},
     {"model", "data"},
-    {"adapter", "checkpoint", "generate", "likelihood", "optimizer"},
+    {"adapter", "checkpoint", "generate", "likelihood", "optimizer", "recompute"},
     {"quant", "metrics", "export"},
     {"convert", "quantize", "train", "evaluate", "compare", "fuse", "chat", "serve"},
     {"pipeline"},

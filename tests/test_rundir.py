@@ -165,6 +165,24 @@ def test_a_disk_that_syncs_only_in_the_plain_way(tmp_path: Path, monkeypatch: py
 # --- whole files
 
 
+def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def sync(path: Path) -> None:
+        seen.append((path.name.partition(".partial-")[0], target.exists()))
+
+    monkeypatch.setattr(rundir, "sync", sync)
+    target = tmp_path / "a.txt"
+    rundir.write_text(target, "text")
+    assert seen == [(".a.txt", False), (tmp_path.name, True)]
+    seen.clear()
+    target = tmp_path / "adapter"
+    with rundir.staged(target) as scratch:
+        (scratch / "inner").mkdir()
+        (scratch / "inner" / "b").write_text("2")
+    assert seen == [("b", False), ("inner", False), (".adapter", False), (tmp_path.name, True)]
+
+
 def test_write_text_replaces_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     rundir.write_text(path, "a long first text, ä\n")

@@ -56,10 +56,11 @@ def command(
       mlxtune chat --model tiny --temp 0.7
       echo "My card has not arrived." | mlxtune chat --model tiny
     """
-    from mlxtune import chat, hub
+    from mlxtune import adapter, chat, hub
 
     path = hub.fetch(name, revision)
-    chat.check(path)
+    if adapter_path is None or adapter.check(adapter_path).get("chat_template") is None:
+        chat.check(path)  # else the adapter brings the template that it was trained with
     lm = load(path, adapter_path)
     talk = chat.Conversation(lm, system=system_prompt, max_tokens=max_tokens, temp=temp, top_p=top_p, seed=seed)
     if not sys.stdin.isatty():

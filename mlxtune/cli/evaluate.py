@@ -54,6 +54,8 @@ def command(
         template = template or adapter.check(adapter_path).get("chat_template")
     tokenizer = model.load_tokenizer(source, model.check(source), template)
     rendered = render(rows, tokenizer._tokenizer, tokenizer.eos_token_ids, recipe.data, recipe.train.max_seq_length)
+    if not rendered.samples:
+        raise DataError("every row is too long", where=file, hint="raise --max-seq-length")
     lm = model.load(source, chat_template=template)
     if adapter_path is not None:
         adapter.load(lm, adapter_path)

@@ -60,7 +60,7 @@ def command(
         rows = load.read_split(run.data, "valid") if (run.data / "valid.jsonl").is_file() else []
     rendered = render(rows, tokenizer._tokenizer, tokenizer.eos_token_ids, base.data, base.train.max_seq_length)
     done = fuse(source, adapter_path, save_path, settings, rendered.samples)
-    if not rows:
+    if not rendered.samples:
         display.warn("what was kept is not checked: the adapter has no run with validation rows; give --data FILE")
     if as_json:
         display.result_json(asdict(done))

@@ -126,8 +126,8 @@ def _refuse_constant(name: str) -> None:
 
 
 def _json_type(value: object) -> str:
-    names = {list: "list", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
 
 
 def _json(file: str, text: str) -> Iterator[Row | DataError]:
@@ -148,6 +148,7 @@ def _json(file: str, text: str) -> Iterator[Row | DataError]:
 
 def _csv(file: str, text: str) -> Iterator[Row | DataError]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    start = 1
     try:
         if not reader.fieldnames:
             return
@@ -164,4 +165,4 @@ def _csv(file: str, text: str) -> Iterator[Row | DataError]:
                 yield Row(file, start, value)
             start = reader.line_num + 1
     except csv.Error as error:
-        yield DataError(f"not valid CSV: {error}", where=f"{file}:{reader.line_num}", hint="check the quotes")
+        yield DataError(f"not valid CSV: {error}", where=f"{file}:{start}", hint="check the quotes")

@@ -118,7 +118,7 @@ def _filled(template: str, row: Row) -> str:
     except jinja2.UndefinedError as error:
         seen = ", ".join(f"`{name}`" for name in row.value)
         raise DataError(f"{template!r} does not fit: {error}", where=row.where, hint=f"it has {seen}") from None
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise RecipeError(f"{template!r} is no valid template: {error}", where="data.prompt, data.completion") from None
     if not text.strip():
         raise DataError(f"{template!r} gives an empty text", where=row.where, hint="fill the row in or delete it")

@@ -38,17 +38,18 @@ def quantize(net: nn.Module, config: dict[str, Any], spec: QuantizeRecipe) -> tu
     def choose(name: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized"):
             return False
-        inputs = module.weight.shape[-1]
-        if inputs % spec.group_size:
-            left_out[name] = f"{inputs} inputs are no multiple of {spec.group_size}"
-            return False
         choice = wanted(name, module) if wanted is not None else True
+        if not choice:
+            left_out[name] = "the architecture keeps it in full precision"
+            return False
+        own = choice if isinstance(choice, dict) else packing
+        inputs = module.weight.shape[-1]
+        if inputs % own["group_size"]:
+            left_out[name] = f"{inputs} inputs are no multiple of {own['group_size']}"
+            return False
         if isinstance(choice, dict):
             described[name] = choice
-        if choice:
-            done.append(name)
-        else:
-            left_out[name] = "the architecture keeps it in full precision"
+        done.append(name)
         return choice
 
     nn.quantize(net, spec.group_size, spec.bits, mode=spec.mode, class_predicate=choose)

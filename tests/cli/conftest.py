@@ -12,13 +12,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxtune import model
+from mlxtune import adapter, model
 from mlxtune.cli import main
 
-WORDS = (
-    "card parcel invoice voucher laptop refund basket kettle address window courier battery garden receipt charger "
-    "blanket printer discount warranty jacket mirror ticket speaker cable bottle pillow ladder camera wallet bicycle"
-).split()
+# fmt: off
+WORDS = [
+    "card", "parcel", "invoice", "voucher", "laptop", "refund", "basket", "kettle", "address", "window",
+    "courier", "battery", "garden", "receipt", "charger", "blanket", "printer", "discount", "warranty", "jacket",
+    "mirror", "ticket", "speaker", "cable", "bottle", "pillow", "ladder", "camera", "wallet", "bicycle",
+]
+# fmt: on
 ANSWERS = ("it is on its way", "please send a photo", "your money is back")
 
 
@@ -77,6 +80,41 @@ def write_rows() -> Callable[..., Path]:
         return path
 
     return write
+
+
+Logits = Callable[..., mx.array]
+TOKENS = mx.array([[1, 40, 300, 7, 900, 12, 2]])
+
+
+@pytest.fixture
+def logits() -> Logits:
+    """The logits (1, T, V) of a model folder, with an adapter where one is given, as mlxtune computes them."""
+
+    def of(folder: Path, adapter_path: Path | None = None) -> mx.array:
+        lm = model.load(folder)
+        if adapter_path is not None:
+            adapter.load(lm, adapter_path)
+        return lm.net(TOKENS)
+
+    return of
+
+
+@pytest.fixture
+def plain_logits() -> Logits:
+    """As `logits`, by plain mlx-lm with no code of mlxtune."""
+    import mlx_lm
+
+    def of(folder: Path, adapter_path: Path | None = None) -> mx.array:
+        net, _ = mlx_lm.load(str(folder), adapter_path=str(adapter_path) if adapter_path is not None else None)
+        return net(TOKENS)
+
+    return of
+
+
+@pytest.fixture
+def far() -> Callable[[mx.array, mx.array], float]:
+    """The largest difference of two arrays."""
+    return lambda a, b: mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max().item()
 
 
 @pytest.fixture

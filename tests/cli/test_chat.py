@@ -155,6 +155,26 @@ def test_models_are_checked_before_they_are_loaded(run: Run, stories: Path, tmp_
     assert (code, out) == (2, "") and "is no whole safetensors file" in err
 
 
+def test_an_adapter_may_bring_its_chat_template(run: Run, stories: Path, tmp_path: Path) -> None:
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": 5,
+        "lora_parameters": {"rank": 1, "scale": 1.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
+        "chat_template": "{% for m in messages %}{{ m.content }} {% endfor %}",
+    }
+    tensors = {}
+    for block in range(5):
+        tensors[f"model.layers.{block}.self_attn.q_proj.lora_a"] = mx.zeros((64, 1))
+        tensors[f"model.layers.{block}.self_attn.q_proj.lora_b"] = mx.zeros((1, 64))
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    lm = model.load(stories)  # the adapter adds nothing but the template
+    tokens = lm.tokenizer.encode("Once upon a time ", add_special_tokens=False)
+    answer = "".join(piece.text for piece in generate.stream(lm, tokens, max_tokens=8))
+    args = ("--model", str(stories), "--adapter-path", str(tmp_path), "--max-tokens", "8")
+    assert run(*args, stdin="Once upon a time\n") == (0, answer + "\n", "")
+
+
 # at a terminal
 
 

@@ -1,143 +1,94 @@
-"""`mlxtune convert` and `quantize`: exact files and output, what plain mlx-lm makes of them, and what is refused."""
+"""`mlxtune convert`: exact files and output, what plain mlx-lm makes of them, and what is refused."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
-import mlx_lm
 import pytest
-
-from mlxtune import model
 
 Invoke = Callable[..., tuple[int, str, str]]
 Listing = Callable[[Path], dict[str, str]]
 Broken = Callable[[str], Path]
+Logits = Callable[..., mx.array]
+Far = Callable[[mx.array, mx.array], float]
 
-FILES = {
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-TOKENS = mx.array([[1, 40, 300, 7, 900, 12, 2]])
+FILES = ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
 
 
-def logits(folder: Path) -> mx.array:
-    return model.load(folder).net(TOKENS)  # (1, T, V)
-
-
-def plain_logits(folder: Path) -> mx.array:
-    """As plain mlx-lm computes them, with no code of mlxtune."""
-    net, _ = mlx_lm.load(str(folder))
-    return net(TOKENS)
-
-
-def largest_difference(a: mx.array, b: mx.array) -> float:
-    return mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max().item()
-
-
-def test_convert(invoke: Invoke, listing: Listing, tiny: Path, tmp_path: Path) -> None:
+def test_convert(
+    invoke: Invoke, listing: Listing, logits: Logits, plain_logits: Logits, far: Far, tiny: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "model"
     assert invoke("convert", "tiny", "--mlx-path", out) == (
         0,
         f"{out}\n",
         "1,377,600 parameters, 5.5 MB → 5.5 MB, 32.00 bits per weight\n",
     )
-    assert listing(tmp_path / "new").keys() == {"model", *(f"model/{name}" for name in FILES)}
+    assert list(listing(tmp_path / "new")) == ["model", *(f"model/{name}" for name in FILES)]
     before, after = mx.load(str(tiny / "model.safetensors")), mx.load(str(out / "model.safetensors"))
     assert before.keys() == after.keys()
     assert all(mx.array_equal(before[name], after[name]) for name in before)
-    assert largest_difference(logits(out), logits(tiny)) == 0
-    assert largest_difference(logits(out), plain_logits(out)) == 0
+    assert far(logits(out), logits(tiny)) == 0
+    assert far(logits(out), plain_logits(out)) == 0
 
 
-def test_convert_quantized(invoke: Invoke, listing: Listing, tmp_path: Path) -> None:
+def test_convert_quantized(
+    invoke: Invoke, listing: Listing, logits: Logits, plain_logits: Logits, far: Far, tmp_path: Path
+) -> None:
     out = tmp_path / "q"
     code, printed, err = invoke("convert", "tiny", "--mlx-path", out, "-q", "--q-bits", "4", "--json")
-    value = json.loads(printed)
     assert (code, err, printed.count("\n")) == (0, "", 1)
-    size = (out / "model.safetensors").stat().st_size
-    assert value == {
+    assert json.loads(printed) == {
         "path": str(out),
         "parameters": 1_377_600,
         "dtype": "float32",
         "bits_per_weight": pytest.approx(5.02, abs=0.01),  # 4 and, for each 64 weights, two float32
         "bytes_before": 5_513_465,
-        "bytes_after": size,
+        "bytes_after": (out / "model.safetensors").stat().st_size,
         "quantized_layers": 22,
         "left_out": {},
     }
-    assert listing(tmp_path).keys() == {"q", *(f"q/{name}" for name in FILES)}
-    packing = {"group_size": 64, "bits": 4, "mode": "affine"}
+    assert list(listing(tmp_path)) == ["q", *(f"q/{name}" for name in FILES)]
     config = json.loads((out / "config.json").read_text())
-    assert config["quantization"] == config["quantization_config"] == packing
+    assert config["quantization"] == config["quantization_config"] == {"group_size": 64, "bits": 4, "mode": "affine"}
     # mlx-lm multiplies packed weights, mlxtune expands them first: the same sums in another order
-    assert largest_difference(logits(out), plain_logits(out)) < 2e-4
+    assert far(logits(out), plain_logits(out)) < 2e-4
 
 
-def test_quantize_is_convert_with_q(invoke: Invoke, listing: Listing, tmp_path: Path) -> None:
-    assert (
-        invoke("convert", "tiny", "--mlx-path", tmp_path / "a", "-q", "--q-bits", "8", "--q-group-size", "32")[0] == 0
-    )
-    code, printed, err = invoke(
-        "quantize", "tiny", "--mlx-path", tmp_path / "b", "--q-bits", "8", "--q-group-size", "32"
-    )
-    assert (code, printed) == (0, f"{tmp_path / 'b'}\n")
-    assert err == "1,377,600 parameters, 5.5 MB → 1.7 MB, 10.02 bits per weight\n"
-    assert listing(tmp_path / "a") == listing(tmp_path / "b")
-
-
-@pytest.mark.parametrize(("mode", "bits", "group_size"), [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)])
-def test_modes(invoke: Invoke, tmp_path: Path, mode: str, bits: int, group_size: int) -> None:
-    out = tmp_path / mode
-    assert invoke("quantize", "tiny", "--mlx-path", out, "--q-mode", mode)[0] == 0
-    config = json.loads((out / "config.json").read_text())
-    assert config["quantization"] == {"group_size": group_size, "bits": bits, "mode": mode}
-    assert largest_difference(logits(out), plain_logits(out)) < 2e-4
-
-
-def test_a_layer_that_stays_is_named(invoke: Invoke, tmp_path: Path) -> None:
-    """Rows of 192 weights make no groups of 128; those of 512 do."""
-    code, printed, err = invoke("quantize", "tiny", "--mlx-path", tmp_path / "q", "--q-group-size", "128", "--json")
-    value = json.loads(printed)
-    assert code == 0
-    assert value["quantized_layers"] == 3
-    assert len(value["left_out"]) == 19
-    assert "warning: model.embed_tokens stays in full precision: 192 inputs are no multiple of 128\n" in err
-    assert err.count("warning: ") == 19
-    assert largest_difference(logits(tmp_path / "q"), plain_logits(tmp_path / "q")) < 2e-4
-
-
-def test_dtype(invoke: Invoke, tmp_path: Path) -> None:
+def test_dtype(invoke: Invoke, logits: Logits, plain_logits: Logits, far: Far, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "half"
     assert invoke("convert", "tiny", "--mlx-path", out, "--dtype", "float16")[0] == 0
-    assert {weight.dtype for weight in mx.load(str(out / "model.safetensors")).values()} == {mx.float16}
+    before, after = mx.load(str(tiny / "model.safetensors")), mx.load(str(out / "model.safetensors"))
+    assert all(mx.array_equal(before[name].astype(mx.float16), after[name]) for name in before)
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float16"
     # mlxtune computes in float32 on a CPU, mlx-lm in float16 with its 11 bits
-    assert largest_difference(logits(out), plain_logits(out)) < 0.05
+    assert far(logits(out), plain_logits(out)) < 0.05
+
+
+SEE = "(`mlxtune convert --help`)"
 
 
 @pytest.mark.parametrize(
     ("args", "line"),
     [
         (["nowhere"], "nowhere: no such folder; give a model folder, a hub id `owner/name`, or `tiny`"),
-        (["tiny", "--q-bits", "4"], "--q-bits has no effect without -q (`mlxtune convert --help`)"),
-        (["tiny", "--q-group-size", "32"], "--q-group-size has no effect without -q (`mlxtune convert --help`)"),
+        (["tiny", "--q-bits", "4"], f"--q-bits has no effect without -q {SEE}"),
+        (["tiny", "--q-group-size", "32"], f"--q-group-size has no effect without -q {SEE}"),
+        (["tiny", "--q-mode", "mxfp4"], f"--q-mode has no effect without -q {SEE}"),
         (["tiny", "-q", "--q-bits", "7"], "command line: quantize.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         (["tiny", "-q", "--q-bits", "9"], "command line: quantize.bits: is 9; give at most 8"),
         (
             ["tiny", "-q", "--q-bits", "8", "--q-mode", "mxfp4"],
             "command line: quantize.mode: mxfp4 has 4 bits in groups of 32, not 8 in 32; leave bits and group_size out",
         ),
+        (["tiny", "--revision", "v1"], "tiny: revision 'v1' is given for a local folder; revisions belong to hub ids"),
         (
-            ["tiny", "--revision", "main"],
-            "tiny: revision 'main' is given for a local folder; revisions belong to hub ids",
+            ["tiny", "--dtype", "int8"],
+            f"Invalid value for '--dtype': 'int8' is not one of 'float32', 'float16', 'bfloat16'. {SEE}",
         ),
-        (["tiny", "--dtype", "int8"], "Invalid value for '--dtype': 'int8' is not one of 'float32', 'float16', 'bfloat16'. (`mlxtune convert --help`)"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("without_weights")
 def test_wrong_usage(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], line: str
@@ -153,24 +104,37 @@ def test_it_writes_over_nothing(invoke: Invoke, listing: Listing, tmp_path: Path
     before = listing(tmp_path)
     line = f"error: {folder}: exists already; choose another --mlx-path or remove it\n"
     assert invoke("convert", "tiny", "--mlx-path", folder) == (2, "", line)
-    assert invoke("quantize", "tiny", "--mlx-path", folder) == (2, "", line)
     inside = folder / "q"
     line = f"error: {inside}: lies inside the model it is made from; choose a folder outside it\n"
-    assert invoke("quantize", folder, "--mlx-path", inside) == (2, "", line)
+    assert invoke("convert", folder, "--mlx-path", inside) == (2, "", line)
     assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize(
     ("what", "code", "line"),
     [
-        ("other architecture", 2, "model/config.json: has the unsupported architecture 'gadget'; mlx-lm has no such model; choose a Llama, Qwen, Mistral, Gemma, Phi or similar one"),
-        ("missing shard", 2, "model: lacks the weights model-00002-of-00002.safetensors, which its index names; download the model again"),
+        (
+            "other architecture",
+            2,
+            "model/config.json: has the unsupported architecture 'gadget'; mlx-lm has no such model; "
+            "choose a Llama, Qwen, Mistral, Gemma, Phi or similar one",
+        ),
+        (
+            "missing shard",
+            2,
+            "model: lacks the weights model-00002-of-00002.safetensors, which its index names; "
+            "download the model again",
+        ),
         ("no config", 2, "model: has no config.json; download the model again"),
         ("no tokenizer", 2, "model: has no tokenizer; copy tokenizer.json from the original model"),
         ("own code", 4, "model: asks to run its own code, model.py; mlxtune runs no code from model folders"),
-        ("nan", 2, "model: holds NaN or infinite values in model.norm.weight; download or train the model again"),
+        (
+            "nan",
+            2,
+            "model: holds NaN or infinite values in model.norm.weight; download or train the model again",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_broken_model(
     invoke: Invoke,
     listing: Listing,
@@ -196,16 +160,3 @@ def test_a_cut_file(invoke: Invoke, listing: Listing, tmp_path: Path, broken: Br
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {folder}/model.safetensors: is no whole safetensors file: ")
     assert listing(tmp_path) == before
-
-
-def test_a_quantized_model_is_not_quantized_again(invoke: Invoke, listing: Listing, tmp_path: Path) -> None:
-    invoke("quantize", "tiny", "--mlx-path", tmp_path / "q")
-    before = listing(tmp_path)
-    line = f"error: {tmp_path / 'q'}: is quantized already; start from the original model\n"
-    assert invoke("quantize", tmp_path / "q", "--mlx-path", tmp_path / "qq") == (2, "", line)
-    assert invoke("convert", tmp_path / "q", "--mlx-path", tmp_path / "h", "--dtype", "float16") == (2, "", line)
-    assert listing(tmp_path) == before
-    assert invoke("convert", tmp_path / "q", "--mlx-path", tmp_path / "copy")[0] == 0
-    copied = json.loads((tmp_path / "copy" / "config.json").read_text())
-    assert copied["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
-    assert mx.array_equal(logits(tmp_path / "copy"), logits(tmp_path / "q"))

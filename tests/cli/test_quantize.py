@@ -1,0 +1,88 @@
+"""`mlxtune quantize`: the same as `convert -q`, every number format, and the layers that stay."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+Invoke = Callable[..., tuple[int, str, str]]
+Listing = Callable[[Path], dict[str, str]]
+Logits = Callable[..., mx.array]
+Far = Callable[[mx.array, mx.array], float]
+
+
+def test_it_is_convert_with_q(invoke: Invoke, listing: Listing, tmp_path: Path) -> None:
+    flags = ["--q-bits", "8", "--q-group-size", "32"]
+    assert invoke("convert", "tiny", "--mlx-path", tmp_path / "a", "-q", *flags)[0] == 0
+    code, printed, err = invoke("quantize", "tiny", "--mlx-path", tmp_path / "b", *flags)
+    assert (code, printed) == (0, f"{tmp_path / 'b'}\n")
+    assert err == "1,377,600 parameters, 5.5 MB → 1.7 MB, 10.02 bits per weight\n"
+    assert listing(tmp_path / "a") == listing(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "packing"),
+    [
+        ([], (4, 64, "affine")),
+        (["--q-bits", "3"], (3, 64, "affine")),
+        (["--set", "quantize.bits=6"], (6, 64, "affine")),
+        (["--q-mode", "mxfp4"], (4, 32, "mxfp4")),
+        (["--q-mode", "nvfp4"], (4, 16, "nvfp4")),
+        (["--q-mode", "mxfp8"], (8, 32, "mxfp8")),
+    ],
+)
+def test_formats(
+    invoke: Invoke,
+    logits: Logits,
+    plain_logits: Logits,
+    far: Far,
+    tmp_path: Path,
+    flags: list[str],
+    packing: tuple[int, int, str],
+) -> None:
+    assert invoke("quantize", "tiny", "--mlx-path", tmp_path / "q", *flags)[0] == 0
+    bits, group_size, mode = packing
+    config = json.loads((tmp_path / "q" / "config.json").read_text())
+    assert config["quantization"] == {"group_size": group_size, "bits": bits, "mode": mode}
+    # mlx-lm multiplies packed weights, mlxtune expands them first: the same sums in another order
+    assert far(logits(tmp_path / "q"), plain_logits(tmp_path / "q")) < 2e-4
+
+
+def test_a_layer_that_stays_is_named(
+    invoke: Invoke, logits: Logits, plain_logits: Logits, far: Far, tmp_path: Path
+) -> None:
+    """Rows of 192 weights make no groups of 128; the three layers with rows of 512 do."""
+    code, printed, err = invoke("quantize", "tiny", "--mlx-path", tmp_path / "q", "--q-group-size", "128", "--json")
+    value = json.loads(printed)
+    assert (code, value["quantized_layers"], len(value["left_out"])) == (0, 3, 19)
+    reason = "192 inputs are no multiple of 128"
+    assert value["left_out"]["model.embed_tokens"] == reason
+    assert err.count("\n") == 19
+    assert f"warning: model.embed_tokens stays in full precision: {reason}\n" in err
+    assert far(logits(tmp_path / "q"), plain_logits(tmp_path / "q")) < 2e-4
+
+
+def test_not_twice(invoke: Invoke, listing: Listing, logits: Logits, far: Far, tmp_path: Path) -> None:
+    q, other = tmp_path / "q", tmp_path / "other"
+    invoke("quantize", "tiny", "--mlx-path", q)
+    before = listing(tmp_path)
+    line = f"error: {q}: is quantized already; start from the original model\n"
+    assert invoke("quantize", q, "--mlx-path", other) == (2, "", line)
+    assert invoke("convert", q, "--mlx-path", other, "--dtype", "float16") == (2, "", line)
+    assert listing(tmp_path) == before
+    assert invoke("convert", q, "--mlx-path", other)[0] == 0
+    assert json.loads((other / "config.json").read_text())["quantization"]["bits"] == 4
+    assert far(logits(other), logits(q)) == 0
+
+
+@pytest.mark.usefixtures("without_weights")
+def test_wrong_usage(invoke: Invoke, listing: Listing, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    taken = tmp_path / "taken"
+    line = f"error: {taken}: exists already; choose another --mlx-path or remove it\n"
+    assert invoke("quantize", "tiny", "--mlx-path", taken) == (2, "", line)
+    line = "error: Missing option '--mlx-path'. (`mlxtune quantize --help`)\n"
+    assert invoke("quantize", "tiny") == (2, "", line)
+    assert listing(tmp_path) == {"taken": "folder"}
