@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxtune import generate, likelihood
+from mlxtune.data.labels import label_in
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError
-from mlxtune.metrics.accuracy import accuracy, label_of
+from mlxtune.metrics.accuracy import accuracy
 from mlxtune.metrics.exact_match import exact_match, is_exact
 from mlxtune.metrics.loss import loss
 from mlxtune.metrics.perplexity import perplexity
@@ -115,4 +116,4 @@ def _prediction(
 def _is_right(answer: str | None, expected: str | None, label: str | None) -> bool | None:
     if answer is None or expected is None or label is None:
         return None
-    return label_of(answer, label) == label_of(expected, label)
+    return label_in(answer, label) == label_in(expected, label)

@@ -114,13 +114,12 @@ def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) ->
         packed = isinstance(stored, model.QUANTIZED)
         dtype = model.dense_dtype(stored) if packed else stored.weight.dtype
         made = model.dense(stored, mx.float32) if packed else stored
-        made.weight = made.weight.astype(mx.float32) + adapter.update(layer)
+        made.weight = (made.weight.astype(mx.float32) + adapter.update(layer)).astype(dtype)
         if packed and not settings.dequantize:
             packing = _packing(stored, made.weight.shape[-1], settings.bits)
             if packing["bits"] != stored.bits:
                 described[name] = packing
             made = made.to_quantized(**packing)
-        made.set_dtype(dtype)
         fused.append((name, made))
     net.update_modules(tree_unflatten(fused))
     if settings.dequantize:

@@ -132,6 +132,14 @@ def compute_policy(*, device: str, memory_bytes: int, float32_bytes: int) -> Com
     return ComputePolicy(float32=False, expand=False, compile=True, pad_multiple=32)
 
 
+def configure() -> None:
+    """Sets what holds for the whole process: no `mx.compile` on a CPU, where each new graph costs a compiler run."""
+    import mlx.core as mx
+
+    if device_kind() == "cpu":
+        mx.disable_compile()
+
+
 def measure_matmul_gflops(size: int = 1024, seconds: float = 0.3) -> float:
     """float32 matmul speed of the default device in GFLOP/s: the best of the repeats that fit in `seconds`."""
     import mlx.core as mx

@@ -18,7 +18,7 @@ from mlxtune.convert import convert
 from mlxtune.data import load
 from mlxtune.data.audit import audit
 from mlxtune.data.render import Sample, render
-from mlxtune.errors import DataError, InputError, OutputError
+from mlxtune.errors import DataError, FuseError, InputError, OutputError
 from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
 from mlxtune.model import LanguageModel
@@ -140,6 +140,7 @@ class _Work:
     ):
         self.recipe, self.folder, self.source, self.files = recipe, folder, source, files
         self.on_event, self.stop = on_event, stop
+        self.stage = STAGES[0]
         self.audited: dict[str, Any] | None = None
         self.splits: dict[str, load.Rows] | None = None
         self.rendered: dict[str, list[Sample]] = {}
@@ -164,6 +165,7 @@ class _Work:
             return self.on_event(Event(kind="skipped", stage=stage, detail="the recipe has no quantize section"))
         if done is not None and done.exists():
             return self.on_event(Event(kind="skipped", stage=stage, detail="done already"))
+        self.stage = stage
         self.on_event(Event(kind="started", stage=stage))
         started = time.monotonic()
         detail = action()
@@ -212,7 +214,7 @@ class _Work:
             self.tokenizer.eos_token_ids,
             self.recipe.data,
             self.recipe.train.max_seq_length,
-            lambda done: self.on_event(Event(kind="progress", stage="split", done=done, total=len(rows))),
+            lambda done: self.on_event(Event(kind="progress", stage=self.stage, done=done, total=len(rows))),
         )
         self.rendered[name] = rendered.samples
         return len(rendered.too_long)
@@ -308,7 +310,13 @@ class _Work:
 
     def fuse(self) -> str:
         self.base_lm = self.tuned_lm = None
-        done = fuse(self.base, self.folder.adapter, self.folder.fused, self.recipe.fuse, self.samples("valid"))
+        try:
+            done = fuse(self.base, self.folder.adapter, self.folder.fused, self.recipe.fuse, self.samples("valid"))
+        except FuseError as error:
+            # the folder refuses another recipe, but a model that `fuse` puts there is what the next run goes on with
+            paths = f"--model {self.base} --adapter-path {self.folder.adapter} --save-path {self.folder.fused}"
+            hint = f"run `mlxtune fuse {paths} --dequantize`, then this again"
+            raise FuseError(error.what, where=error.where, hint=hint) from None
         kept = f"kept {done.kept:.1%} of the gain" if done.kept is not None else "not checked: no validation rows"
         return f"{done.layers} layers, {done.bytes / 1e6:.1f} MB, {kept}"
 

@@ -159,13 +159,14 @@ def test_a_loaded_adapter_does_not_drop_out(saved: Path, tiny: Path) -> None:
     lm = model.load(tiny)
     adapter.load(lm, saved)
     np.testing.assert_array_equal(logits(lm.net), logits(lm.net))
+    assert not any(each.training for each in lm.net.modules())
 
 
 def test_an_adapter_of_mlx_lms_own_trainer(saved: Path, tiny: Path, tmp_path: Path) -> None:
-    """mlx-lm writes all its arguments, -1 for all blocks, and may leave the keys and the kind out."""
+    """mlx-lm writes all its arguments, -1 for all blocks, and may leave the keys, the kind and the dropout out."""
     folder = copy(saved, tmp_path)
     config = json.loads((folder / "adapter_config.json").read_text())
-    del config["fine_tune_type"], config["lora_parameters"]["keys"]
+    del config["fine_tune_type"], config["lora_parameters"]["keys"], config["lora_parameters"]["dropout"]
     change(folder, **config | {"num_layers": -1, "iters": 1000, "adapter_path": "adapters"})
     lm, expected = model.load(tiny), model.load(tiny)
     adapter.load(lm, folder)

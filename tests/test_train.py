@@ -271,6 +271,7 @@ def test_compiled_training_gives_the_same_adapter(
     policy = trainer.machine.compute_policy(device="metal", memory_bytes=1, float32_bytes=1)
     monkeypatch.setattr(trainer.machine, "compute_policy", lambda **_: policy)
     lm = load()
+    mx.enable_compile()
     train(lm, SAMPLES, VALID, recipe(LoraRecipe(rank=4, dropout=0.1)), tmp_path / "compiled")
     plain, compiled = adapters(tmp_path / "plain"), adapters(tmp_path / "compiled")
     assert all(np.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)

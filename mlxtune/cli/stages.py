@@ -38,9 +38,10 @@ class _Shown:
         if event.kind == "started":
             self.caught.saving = event.stage == "train"
         elif event.kind == "progress":
-            if self.bar is None or self.bar.total != event.total:
-                self.bar = display.Progress(event.stage, event.total)
-            self.bar.update(event.done, event.detail)
+            bar = self.bar
+            if bar is None or (bar.label, bar.total) != (event.stage, event.total) or event.done < bar.done:
+                bar = self.bar = display.Progress(event.stage, event.total)
+            bar.update(event.done, event.detail)
         elif event.kind == "warning":
             self.close()
             display.warn(f"{event.stage}: {event.detail}")

@@ -31,7 +31,7 @@ def command(
     recipe = build_recipe(config, flags, sets)
     from mlxtune.pipeline import TRAIN_STAGES
 
-    folder = out or Path("runs") / Path(recipe.data.path or "train").stem
+    folder = out or Path("runs") / Path(recipe.data.path or "train").resolve().stem
     report = run_stages(recipe, folder, TRAIN_STAGES)
     if as_json:
         display.result_json({"training": report["training"], "paths": report["paths"]})

@@ -1,17 +1,11 @@
 """The share of answers with the right label. Knows texts and the pattern that finds a label in them."""
 
-import re
 from collections.abc import Sequence
 
+from mlxtune.data.labels import label_in
 from mlxtune.errors import DataError
 from mlxtune.metrics.intervals import wilson
 from mlxtune.report.score import Score
-
-
-def label_of(text: str, label_pattern: str) -> str | None:
-    """The pattern's first group where it is first found in a text; None where it is not found."""
-    found = re.search(label_pattern, text)
-    return found.group(1) if found else None
 
 
 def accuracy(answers: Sequence[str], expected: Sequence[str], label_pattern: str) -> Score:
@@ -24,14 +18,14 @@ def accuracy(answers: Sequence[str], expected: Sequence[str], label_pattern: str
         raise DataError("there are no rows to score")
     right = 0
     for given, wanted in zip(answers, expected, strict=True):
-        label = label_of(wanted, label_pattern)
+        label = label_in(wanted, label_pattern)
         if label is None:
             raise DataError(
                 f"the pattern {label_pattern!r} finds no label in the expected answer {wanted!r}",
                 where="evaluate.label",
                 hint="change the pattern or that row's answer",
             )
-        right += label_of(given, label_pattern) == label
+        right += label_in(given, label_pattern) == label
     low, high = wilson(right, len(answers))
     return Score(
         metric="accuracy",

@@ -128,6 +128,8 @@ def _check_together(recipe: Recipe, where: str) -> None:
         )
     if (recipe.data.prompt is None) != (recipe.data.completion is None):
         raise RecipeError("prompt and completion belong together", where=f"{where}: data", hint="set both or none")
+    if recipe.lora.num_layers == 0:
+        raise RecipeError("is 0", where=f"{where}: lora.num_layers", hint="give at least 1, or -1 for all")
     if not recipe.lora.targets:
         raise RecipeError("is empty", where=f"{where}: lora.targets", hint="leave it out to adapt all linear layers")
     if recipe.quantize is not None:
@@ -261,7 +263,8 @@ def _check_range(value: Any, metadata: Mapping[str, Any], place: str) -> None:
     if choices is not None and value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         suffix = f" (did you mean {near[0]}?)" if near else ""
-        raise RecipeError(f"is {_shown(value)}", where=place, hint=f"use one of {', '.join(choices)}{suffix}")
+        use = f"use one of {', '.join(choices)}{suffix}" if len(choices) > 1 else f"only {choices[0]} is supported"
+        raise RecipeError(f"is {_shown(value)}", where=place, hint=use)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"is {value}", where=place, hint="give a finite number")

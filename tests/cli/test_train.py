@@ -200,7 +200,7 @@ def test_a_signal_saves_and_the_same_command_ends_the_same(
 
 def test_ctrl_c_in_a_process_of_its_own(invoke: Invoke, trained: Path, tmp_path: Path) -> None:
     """As a user does it: SIGINT at some moment of the training, and the command again."""
-    flags = ["--iters", "40", "--batch-size", "4", "--steps-per-report", "1"]
+    flags = ["--iters", "24", "--batch-size", "4", "--steps-per-report", "1", "--steps-per-eval", "12"]
     args = ["train", "--data", str(trained / "data.jsonl"), *flags, "--out"]
     run = tmp_path / "run"
     process = subprocess.Popen(

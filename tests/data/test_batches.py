@@ -36,6 +36,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 def test_the_order_is_that_of_last_week() -> None:
     """A run that is resumed under a later version goes on with the same rows."""
     assert epoch_order([5, 3, 9, 1, 7, 2], 2, seed=0, epoch=0) == [[3, 5], [1, 0], [4, 2]]
+    assert epoch_order([5, 3, 9, 1, 7, 2], 2, seed=1, epoch=1) == [[3, 5], [4, 2], [1, 0]]
 
 
 def test_rows_of_like_length_come_together_within_a_stretch_only() -> None:

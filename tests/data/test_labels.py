@@ -8,6 +8,8 @@ def test_the_first_group_is_the_label() -> None:
     assert label_in("late_delivery\nSorry.", r"^(\w+)") == "late_delivery"
     assert label_in("The answer is 42.", r"answer is (\d+)") == "42"
     assert label_in("none", r"answer is (\d+)") is None
+    assert label_in("queue: outage, not queue: billing", r"queue: (\w+)") == "outage"
+    assert label_in("none", r"none|queue: (\w+)") is None
     assert label_in(None, r"(\w+)") is None
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -215,6 +216,20 @@ def test_offsets_without_leading_spaces_hide_no_merged_token() -> None:
     )
     trimmed.chat_template = template + "{% if add_generation_prompt %}assistant:{% endif %}"
     assert learned(trimmed, sample(trimmed, chat(("user", "a"), ("assistant", "the")))) == [" the<|im_end|>"]
+
+
+def test_unknown_characters_that_make_one_token_hide_no_start() -> None:
+    """Tokenizers may read several unknown characters as one token: the prompt's tokens are then the same without it."""
+    unknown = Tokenizer(BPE(vocab={"a": 0, "b": 1, "?": 2}, merges=[], unk_token="?", fuse_unk=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unknown, eos_token="<|end|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '☃' if m.role == 'assistant' }}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}☃{% endif %}"
+    )
+    assert learned(tokenizer, sample(tokenizer, chat(("user", "a"), ("assistant", "ba")))) == ["ba<|end|>"]
+    assert refusal(tokenizer, chat(("user", "a"), ("assistant", "☃b"))) == (
+        "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from mlxtune.errors import DataError
-from mlxtune.metrics.accuracy import accuracy, label_of
+from mlxtune.metrics.accuracy import accuracy
 from mlxtune.metrics.intervals import wilson
 from mlxtune.report.score import Score
 
@@ -17,12 +17,7 @@ def test_labels_are_compared_wherever_they_stand() -> None:
     )
 
 
-def test_the_first_label_of_an_answer_counts() -> None:
-    assert label_of("queue: outage, not queue: billing", PATTERN) == "outage"
-
-
 def test_a_group_that_took_no_part_is_no_label() -> None:
-    assert label_of("none", r"none|queue: (\w+)") is None
     # an answer without a label is wrong, never equal to another absence
     assert accuracy(["none"], ["queue: billing"], r"none|queue: (\w+)").value == 0
 

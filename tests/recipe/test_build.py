@@ -99,6 +99,7 @@ def test_wrong_type(values: dict[str, Any], line: str) -> None:
         ({"fuse": {"bits": 7}}, "fuse.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         ({"evaluate": {"label": "*"}}, "evaluate.label: is no regular expression: nothing to repeat at position 0"),
         ({"evaluate": {"label": "a"}}, r"evaluate.label: has no group in parentheses; e.g. '^(\w+)'"),
+        ({"lora": {"num_layers": 0}}, "lora.num_layers: is 0; give at least 1, or -1 for all"),
         ({"lora": {"targets": []}}, "lora.targets: is empty; leave it out to adapt all linear layers"),
         ({"data": {"test": 0.5, "valid": 0.5}}, "data: test 0.5 + valid 0.5 leave no rows to train on"),
         ({"data": {"prompt": "{a}"}}, "data: prompt and completion belong together; set both or none"),
