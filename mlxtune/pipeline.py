@@ -71,7 +71,7 @@ def run(
     """
     folder = RunDir(out)
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
-    source = hub.fetch(recipe.model, recipe.revision)
+    source = hub.fetch(recipe.model, recipe.revision, _fetching(on_event))
     model.check(source)
     _refuse_other(folder, recipe, files)
     new = [each for each in (folder.root, *folder.root.parents) if not each.exists()]
@@ -81,6 +81,13 @@ def run(
             if stage in stages:
                 work.do(stage)
         return build.write(folder) if "report" in stages else build.build(folder)
+
+
+def _fetching(on_event: OnEvent) -> Callable[[int, int], None]:
+    """Tells of a download in whole megabytes."""
+    return lambda done, total: on_event(
+        Event(kind="progress", stage="fetch (MB)", done=done // 10**6, total=total // 10**6)
+    )
 
 
 def _refuse_other(folder: RunDir, recipe: Recipe, files: dict[str, Path]) -> None:

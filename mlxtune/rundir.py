@@ -64,6 +64,15 @@ class RunDir:
     def report(self, suffix: str) -> Path:
         return self.root / f"report.{suffix}"
 
+    def clean(self) -> None:
+        """Removes what a killed process left half-written. Only for the holder of the lock."""
+        for folder in (self.root, self.checkpoints, self.root / "eval"):
+            for scratch in folder.glob(".*.partial-*"):
+                if scratch.is_dir():
+                    shutil.rmtree(scratch, ignore_errors=True)
+                else:
+                    scratch.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder for one process; the lock goes with the process, however it ends. Raises OutputError."""

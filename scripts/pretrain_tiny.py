@@ -1,7 +1,7 @@
 """Trains `tiny`, the base model that ships inside mlxtune, from scratch on a folder of open text.
 
     python scripts/pretrain_tiny.py --text DATA_FOLDER --out first
-    python scripts/pretrain_tiny.py --text DATA_FOLDER --out mlxtune/assets/tiny --start first
+    python scripts/pretrain_tiny.py --text DATA_FOLDER --out mlxtune/assets/tiny --start first --steps 1400 --learning-rate 0.01
 
 DATA_FOLDER holds the public data sets of `CORPORA` under their own names. The run is deterministic:
 one BLAS thread, fixed seeds, a fixed number of steps. Each of the two runs takes about an hour on one core.

@@ -184,7 +184,7 @@ def test_nothing_else_of_a_folder_is_removed(make: Make) -> None:
 def test_each_stage_shows_under_its_own_name() -> None:
     """Two stages may have as many steps as each other."""
     shown = stages._Shown(signals.Signals())
-    for stage, done in (("split", 6), ("train", 1), ("train", 2)):
+    for stage, done in (("split", 6), ("train", 6), ("fuse", 1), ("fuse", 2)):
         shown.event(Event(kind="progress", stage=stage, done=done, total=6))
         assert shown.bar is not None
         assert (shown.bar.label, shown.bar.done) == (stage, done)

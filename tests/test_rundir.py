@@ -354,3 +354,20 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a file, or lies below one"), RunDir(tmp_path / "run").lock():
         pytest.fail("the block must not run")
     assert tree(tmp_path) == {"run": b"old"}
+
+
+def test_clean_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    run = rundir.RunDir(tmp_path / "run")
+    keep = [run.root / "recipe.yaml", run.evaluation("base"), run.adapter / "adapters.safetensors"]
+    left = [
+        run.root / ".fused.partial-12" / "w",
+        run.root / "eval" / ".base.json.partial-9",
+        run.checkpoints / ".a.partial-1" / "x",
+    ]
+    for file in keep + left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    run.clean()
+    files = {file for file in run.root.rglob("*") if file.is_file()}
+    assert files == set(keep)
+    assert not any(".partial-" in folder.name for folder in run.root.rglob("*"))

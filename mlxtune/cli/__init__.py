@@ -123,7 +123,9 @@ def _drop_output() -> None:
 
 def fail(line: str, code: int) -> None:
     """Prints the one line of an error and exits; characters that a terminal would obey are spelt out."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(line.split()))
+    from mlxtune.cli import display
+
+    shown = display.harmless(" ".join(line.split()))
     click.echo(click.style("error: ", fg="red", bold=True) + shown, err=True, color=colour())
     sys.exit(code)
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlxtune.cli import display
-from mlxtune.cli.generate import answer_flags, harmless, load, remark, shown, speed
+from mlxtune.cli.fetch import fetch
+from mlxtune.cli.generate import answer_flags, load, remark, shown, speed
 from mlxtune.errors import InputError, MlxtuneError
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def command(
       mlxtune chat --model tiny --temp 0.7
       echo "My card has not arrived." | mlxtune chat --model tiny
     """
-    from mlxtune import adapter, chat, hub
+    from mlxtune import adapter, chat
 
-    path = hub.fetch(name, revision)
+    path = fetch(name, revision)
     if adapter_path is None or adapter.check(adapter_path).get("chat_template") is None:
         chat.check(path)  # else the adapter brings the template that it was trained with
     lm = load(path, adapter_path)
@@ -69,7 +70,7 @@ def command(
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and a history
-    display.note(f"Chatting with {harmless(name)}. /help shows the commands, Ctrl-D leaves.")
+    display.note(f"Chatting with {display.harmless(name)}. /help shows the commands, Ctrl-D leaves.")
     while _turn(talk):
         pass
 
@@ -85,7 +86,7 @@ def _turn(talk: "Conversation") -> bool:
     except KeyboardInterrupt:
         display.note("\n(Ctrl-D or /exit leaves)")
     except MlxtuneError as error:
-        display.note(click.style("error: ", fg="red", bold=True) + harmless(str(error)))
+        display.note(click.style("error: ", fg="red", bold=True) + display.harmless(str(error)))
     return True
 
 
@@ -225,4 +226,4 @@ def _ctrl_c() -> Iterator[list[int]]:
 def _tell(text: str) -> None:
     """A remark in a conversation at a terminal; through a pipe there are only answers."""
     if sys.stdin.isatty():
-        remark(harmless(text))
+        remark(display.harmless(text))

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.fetch import fetch
 from mlxtune.cli.flags import build_recipe, recipe_flags
 from mlxtune.report import words
 
@@ -52,12 +53,11 @@ def run(
         flag = f"--q-{given[0].rsplit('__', 1)[-1].replace('_', '-')}"
         raise click.UsageError(f"{flag} has no effect without -q")
     recipe = build_recipe(None, flags, (*(["quantize.method=rtn"] if quantize else []), *sets))
-    from mlxtune import hub
     from mlxtune.convert import convert
     from mlxtune.rundir import refuse_existing
 
     refuse_existing(mlx_path, "--mlx-path")
-    done = convert(hub.fetch(model_name, recipe.revision), mlx_path, quantize=recipe.quantize, dtype=dtype)
+    done = convert(fetch(model_name, recipe.revision), mlx_path, quantize=recipe.quantize, dtype=dtype)
     for name, reason in done.left_out.items():
         display.warn(f"{name} stays in full precision: {reason}")
     if as_json:

@@ -1,6 +1,7 @@
 """What commands show: results to stdout, progress and notes to stderr. Knows how, not what."""
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -12,6 +13,9 @@ import click
 
 from mlxtune.report.words import duration
 
+# What moves a terminal's cursor, colours it or turns text around: C0 but tab and newline, DEL, C1, bidi overrides.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 def result(text: str = "") -> None:
     """A line of the result, to stdout."""
@@ -19,8 +23,9 @@ def result(text: str = "") -> None:
 
 
 def result_json(value: Any) -> None:
-    """The result as one JSON value, to stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """The result as one JSON value, to stdout; what a terminal would obey is written as JSON escapes."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    click.echo(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line))
 
 
 def note(text: str) -> None:
@@ -31,6 +36,15 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """A warning, to stderr."""
     click.echo(click.style("warning: ", fg="yellow", bold=True) + text, err=True)
+
+
+def harmless(text: str) -> str:
+    r"""Text for a terminal: control characters as visible escapes, such as \x1b."""
+    return CONTROLS.sub(lambda found: _escaped(ord(found[0])), text)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def count(number: int, noun: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.fetch import fetch
 from mlxtune.cli.flags import build_recipe, config_flag, recipe_flags
 from mlxtune.report import words
 
@@ -34,7 +35,7 @@ def command(
       mlxtune evaluate --model tiny --adapter-path runs/tickets/adapter --data runs/tickets/data/test.jsonl
     """
     recipe = build_recipe(config, flags, sets)
-    from mlxtune import adapter, hub, model
+    from mlxtune import adapter, model
     from mlxtune.data import load
     from mlxtune.data.render import render
     from mlxtune.errors import DataError
@@ -48,7 +49,7 @@ def command(
     rows = load.read_examples(file, recipe.data)
     if out is not None:
         refuse_existing(out, "--out")
-    source = hub.fetch(recipe.model, recipe.revision)
+    source = fetch(recipe.model, recipe.revision)
     template = recipe.data.chat_template
     if adapter_path is not None:
         template = template or adapter.check(adapter_path).get("chat_template")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.fetch import fetch
 from mlxtune.report import words
 
 
@@ -40,7 +41,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from mlxtune import adapter, hub, model, recipe
+    from mlxtune import adapter, model, recipe
     from mlxtune.data import load
     from mlxtune.data.render import render
     from mlxtune.fuse import fuse
@@ -52,7 +53,7 @@ def command(
     settings = recipe.build({"fuse": values}, where="command line").fuse
     refuse_existing(save_path, "--save-path")
     template = adapter.check(adapter_path).get("chat_template")
-    source = hub.fetch(model_name, revision)
+    source = fetch(model_name, revision)
     tokenizer = model.load_tokenizer(source, model.check(source), template)
     if data is not None:
         rows = load.read_examples(data, base.data)

@@ -1,8 +1,6 @@
 """`mlxtune generate`: one prompt in, its answer out as it comes. Knows how answers are shown, not how they are made."""
 
-import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.fetch import fetch
 from mlxtune.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,17 +18,6 @@ if TYPE_CHECKING:
     from mlxtune.model import LanguageModel
 
 Command = Callable[..., Any]
-# What moves a terminal's cursor, colours it or turns text around: C0 but tab and newline, DEL, C1, bidi overrides.
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def harmless(text: str) -> str:
-    r"""Text for a terminal: control characters as visible escapes, such as \x1b."""
-    return CONTROLS.sub(lambda found: _escaped(ord(found[0])), text)
-
-
-def _escaped(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class FiniteRange(click.FloatRange):
@@ -88,7 +76,7 @@ def shown(pieces: "Iterable[Piece]") -> "Iterator[Piece]":
     """The pieces, each written to stdout as it comes: harmless where stdout is a terminal, else as it is."""
     terminal = sys.stdout.isatty()
     for piece in pieces:
-        click.echo(harmless(piece.text) if terminal else piece.text, nl=False)
+        click.echo(display.harmless(piece.text) if terminal else piece.text, nl=False)
         yield piece
 
 
@@ -131,9 +119,9 @@ def command(
       mlxtune generate --model tiny --prompt "Ticket: my card has not arrived. Label:"
     """
     text = _stdin_text() if prompt == "-" else prompt
-    from mlxtune import generate, hub
+    from mlxtune import generate
 
-    lm = load(hub.fetch(name, revision), adapter_path)
+    lm = load(fetch(name, revision), adapter_path)
     if lm.has_chat_template and not ignore_chat_template:
         system = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
         tokens = generate.prompt_tokens(lm, [*system, {"role": "user", "content": text}])
@@ -173,6 +161,4 @@ def _print_json(name: str, prompt: str, pieces: "list[Piece]") -> None:
         "tokens_per_second": round(last.tokens_per_second, 1) or None,
         "finish_reason": last.finish_reason,
     }
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    # JSON allows C1 and bidi controls as they are; escaped they mean the same and leave a terminal alone
-    display.result(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line))
+    display.result_json(value)

@@ -10,7 +10,8 @@ import pytest
 
 from mlxtune import generate, model
 from mlxtune.cli import main
-from mlxtune.cli.generate import harmless, shown
+from mlxtune.cli.display import harmless
+from mlxtune.cli.generate import shown
 from mlxtune.generate import Piece
 
 QUESTION = "Where is my card?"

@@ -219,14 +219,14 @@ def test_offsets_without_leading_spaces_hide_no_merged_token() -> None:
 
 
 def test_unknown_characters_that_make_one_token_hide_no_start() -> None:
-    """Tokenizers may read several unknown characters as one token: the prompt's tokens are then the same without it."""
+    """Several unknown characters may make one token; the prompt's tokens are then the same with more behind them."""
     unknown = Tokenizer(BPE(vocab={"a": 0, "b": 1, "?": 2}, merges=[], unk_token="?", fuse_unk=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=unknown, eos_token="<|end|>")
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '☃' if m.role == 'assistant' }}{{ m.content }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}☃{% endif %}"
     )
-    assert learned(tokenizer, sample(tokenizer, chat(("user", "a"), ("assistant", "ba")))) == ["ba<|end|>"]
+    assert learned(tokenizer, sample(tokenizer, chat(("user", "a"), ("assistant", "ba")))) == ["b a <|end|>"]
     assert refusal(tokenizer, chat(("user", "a"), ("assistant", "☃b"))) == (
         "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token"
     )
