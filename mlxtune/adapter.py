@@ -28,8 +28,18 @@ FACTORS = ("lora_a", "lora_b")
 def attach(net: nn.Module, lora: LoraRecipe, seed: int) -> list[str]:
     """Freezes `net` and adds LoRA factors: A uniform in ±1/sqrt(inputs) from `seed`, B zero, so nothing changes yet.
 
-    Returns the names of the layers, relative to a block. Raises RecipeError when a target matches nothing.
+    Returns the names of the layers, relative to a block. Raises RecipeError as `targets` does.
     """
+    chosen = targets(net, lora)
+    net.freeze()
+    mx.random.seed(seed)
+    linear_to_lora_layers(net, _block_count(net, lora), _parameters(lora, chosen))
+    return chosen
+
+
+def targets(net: nn.Module, lora: LoraRecipe) -> list[str]:
+    """The layers of a block that `lora` names. Raises RecipeError when a target matches none, or blocks are missing."""
+    _block_count(net, lora)
     names = _layers(net)
     chosen: set[str] = set()
     for target in lora.targets:
@@ -40,16 +50,16 @@ def attach(net: nn.Module, lora: LoraRecipe, seed: int) -> list[str]:
                 f"{target!r} matches no layer", where="lora.targets", hint=f"choose from {', '.join(known)}"
             )
         chosen |= found
-    blocks = len(net.layers)
-    count = blocks if lora.num_layers == -1 else lora.num_layers
-    if not 0 < count <= blocks:
-        raise RecipeError(
-            f"is {count}, but the model has {blocks} blocks", where="lora.num_layers", hint="-1 means all"
-        )
-    net.freeze()
-    mx.random.seed(seed)
-    linear_to_lora_layers(net, count, _parameters(lora, sorted(chosen)))
     return sorted(chosen)
+
+
+def _block_count(net: nn.Module, lora: LoraRecipe) -> int:
+    blocks = len(net.layers)
+    if lora.num_layers > blocks:
+        raise RecipeError(
+            f"is {lora.num_layers}, but the model has {blocks} blocks", where="lora.num_layers", hint="-1 means all"
+        )
+    return blocks if lora.num_layers == -1 else lora.num_layers
 
 
 def _layers(net: nn.Module) -> list[str]:
@@ -78,10 +88,9 @@ def config(
 
     `base` names the model that the adapter belongs to; `chat_template` is kept where it is not the tokenizer's own.
     """
-    count = len(net.layers) if lora.num_layers == -1 else lora.num_layers
     return {
         "fine_tune_type": "lora",
-        "num_layers": count,
+        "num_layers": _block_count(net, lora),
         "lora_parameters": _parameters(lora, keys),
         "model": base,
         **({"chat_template": chat_template} if chat_template is not None else {}),

@@ -256,6 +256,8 @@ class _Work:
     def load_base(self) -> LanguageModel:
         if self.base_lm is None:
             self.base_lm = model.load(self.base, chat_template=self.recipe.data.chat_template)
+            if not self.folder.adapter.exists():
+                adapter.targets(self.base_lm.net, self.recipe.lora)  # a wrong name is found before the evaluation
         return self.base_lm
 
     def load_tuned(self) -> LanguageModel:

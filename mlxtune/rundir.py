@@ -116,9 +116,14 @@ def make_folder(path: Path) -> None:
 
 
 def refuse_existing(path: Path, flag: str) -> None:
-    """Raises OutputError where `path` is taken: mlxtune writes over nothing."""
+    """Raises OutputError where `path` is taken, as mlxtune writes over nothing; StorageError where it can't be made."""
     if os.path.lexists(path):
         raise OutputError("exists already", where=path, hint=f"choose another {flag} or remove it")
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if not parent.is_dir():
+        raise OutputError("lies below a file", where=path, hint=f"choose another {flag}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StorageError("may not be written", where=path, hint="choose a folder you may write to")
 
 
 @contextlib.contextmanager

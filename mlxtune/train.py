@@ -265,8 +265,11 @@ class _Training:
         loss = likelihood.mean_nats(self.net, self.valid, self.settings.batch_size)
         progress = self.progress
         if not math.isfinite(loss):
+            self.net.load_weights(list(self.best.items()), strict=False)
+            folder = self.save()
             raise TrainingError(
-                f"the validation loss is {loss} after update {progress.step}", hint="check the base model and the rows"
+                f"the validation loss is {loss} after update {progress.step}; the best adapter so far is in {folder}",
+                hint="lower train.learning_rate, or check the base model",
             )
         if progress.first_valid_loss is None:
             progress.first_valid_loss = loss
@@ -302,6 +305,8 @@ class _Training:
         progress = self.progress
         if not self.valid:
             self.best, progress.best_step = adapter.factors(self.net), progress.step
+            if not all(mx.all(mx.isfinite(value)).item() for value in self.best.values()):
+                raise TrainingError("the last update made the adapter infinite", hint="lower train.learning_rate")
         self.net.load_weights(list(self.best.items()), strict=False)
         self.net.eval()
         result = TrainResult(

@@ -229,6 +229,32 @@ def test_nan_stops_with_the_last_good_adapter(
     assert all(np.isfinite(np.array(value)).all() for value in found.arrays["adapters"].values())
 
 
+def test_a_validation_loss_that_is_not_finite_stops_with_the_best_adapter(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = likelihood.mean_nats
+    losses: list[float] = []
+
+    def third_is_infinite(net: nn.Module, samples: Sequence[Sample], batch_size: int = 8) -> float:
+        losses.append(real(net, samples, batch_size) if len(losses) < 2 else float("inf"))
+        return losses[-1]
+
+    monkeypatch.setattr(trainer.likelihood, "mean_nats", third_is_infinite)
+    with pytest.raises(TrainingError, match="validation loss is inf after update 2; the best adapter so far"):
+        train(load(), SAMPLES, VALID, recipe(eval_every=1), tmp_path)
+    assert not (tmp_path / "adapter").exists()
+    kept = load()
+    adapter.load(kept, tmp_path / "checkpoints" / "step-0000002")
+    assert real(kept.net, VALID, 4) == pytest.approx(min(losses[:2]), rel=1e-6)
+
+
+def test_an_infinite_adapter_is_never_written(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    settings = recipe(iters=1, learning_rate=1e39, warmup=0, max_grad_norm=None, optimizer="sgd")
+    with pytest.raises(TrainingError, match="made the adapter infinite"):
+        train(load(), SAMPLES, [], settings, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_refused_before_anything_is_written(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows to train on"):
         train(load(), [], VALID, recipe(), tmp_path)

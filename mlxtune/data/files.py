@@ -103,7 +103,7 @@ def _row(file: str, number: int, line: str) -> Row | DataError:
         value = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else str(error)
         return DataError(f"not valid JSON: {reason}{at}", where=where, hint="write one JSON object a line")
     return _object(file, number, value, line)
 
