@@ -114,7 +114,7 @@ def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) ->
         packed = isinstance(stored, model.QUANTIZED)
         dtype = model.dense_dtype(stored) if packed else stored.weight.dtype
         made = model.dense(stored, mx.float32) if packed else stored
-        made.weight = (made.weight.astype(mx.float32) + adapter.update(layer)).astype(dtype)
+        made.weight = (made.weight + adapter.update(layer)).astype(dtype)  # the sum is float32, as the update is
         if packed and not settings.dequantize:
             packing = _packing(stored, made.weight.shape[-1], settings.bits)
             if packing["bits"] != stored.bits:

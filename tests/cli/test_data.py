@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlxtune.cli import main
-from mlxtune.cli.data import command
+from mlxtune.cli import group, main
 
 TRAIN = """\
 {"prompt": "Where is my parcel?", "completion": "late\\nSorry."}
@@ -77,7 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(*args: str) -> Result:
-    return CliRunner().invoke(command, ["check", *args], standalone_mode=False)
+    return CliRunner().invoke(group, ["data", "check", *args], standalone_mode=False)
 
 
 def exit_code(*args: str) -> object:
