@@ -101,7 +101,8 @@ def tokens_per_second(output: str) -> float:
     """Supervised tokens per second: mlxtune's JSON, or mlx-lm's last line of iteration, loss, tokens/s."""
     if output.lstrip().startswith("{"):
         return json.loads(output)["training"]["tokens_per_second"]
-    lines = re.findall(r"^\s*\d+\s+[\d.]+\s+\S\s+([\d,]+)\s+[\d.]+k", output, re.MULTILINE)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    lines = re.findall(r"^\s*\d+\s+[\d.]+\s+\S\s+([\d,]+)\s+[\d.]+k", plain, re.MULTILINE)
     return float(lines[-1].replace(",", ""))
 
 

@@ -112,11 +112,10 @@ def test_the_last_blocks_only(tiny: Path) -> None:
     assert sorted(names) == ["model.layers.1.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]
 
 
-@pytest.mark.parametrize("count", [0, 4])
-def test_more_blocks_than_there_are(tiny: Path, count: int) -> None:
+def test_more_blocks_than_there_are(tiny: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        adapter.attach(model.load(tiny).net, LoraRecipe(num_layers=count), seed=0)
-    assert str(caught.value) == f"lora.num_layers: is {count}, but the model has 3 blocks; -1 means all"
+        adapter.attach(model.load(tiny).net, LoraRecipe(num_layers=4), seed=0)
+    assert str(caught.value) == "lora.num_layers: is 4, but the model has 3 blocks; -1 means all"
 
 
 def test_the_config_is_mlx_lms(saved: Path, tiny: Path) -> None:
