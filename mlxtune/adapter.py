@@ -10,15 +10,20 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
-from mlx_lm.tuner.utils import linear_to_lora_layers
 from safetensors import SafetensorError, safe_open
 
+from mlxtune.borrow import (
+    LoRALinear,
+    LoRASwitchLinear,
+    QuantizedSwitchLinear,
+    SwitchLinear,
+    linear_to_lora_layers,
+)
 from mlxtune.errors import ModelError, RecipeError
-from mlxtune.model import LanguageModel, use_template
+from mlxtune.model import LanguageModel
 from mlxtune.recipe import LoraRecipe
 from mlxtune.rundir import read_json
+from mlxtune.tokenizer import use_template
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 LAYERS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)

@@ -12,6 +12,7 @@ from mlxtune import generate, model, rundir
 from mlxtune.errors import InputError, OutputError
 from mlxtune.generate import Piece
 from mlxtune.model import LanguageModel
+from mlxtune.tokenizer import load_tokenizer
 
 Message = dict[str, str]
 FULL = "start again with /clear, or take turns back with /undo"
@@ -27,7 +28,7 @@ def check(path: Path) -> None:
         or (path / "chat_template.json").is_file()
         or (settings.is_file() and b"chat_template" in settings.read_bytes())
     )
-    if not promised and not model.load_tokenizer(path, config).has_chat_template:
+    if not promised and not load_tokenizer(path, config).has_chat_template:
         raise generate.no_chat_template(path)
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from mlxtune import model
+from mlxtune import model, precision
 from mlxtune.errors import InputError, ModelError
 from mlxtune.quant import rtn
 from mlxtune.recipe import QuantizeRecipe
@@ -54,7 +54,7 @@ def convert(source: Path, out: Path, *, quantize: QuantizeRecipe | None = None, 
         except ModelError as error:
             raise ModelError(error.what, where=error.where or source, hint=error.hint) from None
         quantized_layers, left_out = done.layers, done.left_out
-    parameters, bits = model.parameter_count(net), rtn.bits_per_weight(net)
+    parameters, bits = precision.parameter_count(net), rtn.bits_per_weight(net)
     with staged(out) as scratch:
         model.save(scratch, net, config, source)
     return Converted(

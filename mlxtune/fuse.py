@@ -9,12 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxtune import adapter, likelihood, model
+from mlxtune import adapter, likelihood, model, precision
 from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError
 from mlxtune.quant import rtn
 from mlxtune.recipe import FuseRecipe, QuantizeRecipe, check_quantization
 from mlxtune.rundir import refuse_existing, size_of, staged, write_json
+from mlxtune.tokenizer import write_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, sample
     with staged(out) as scratch:
         model.save(scratch, lm.net, config, base)
         if chat_template is not None:
-            model.write_template(scratch, chat_template, lm.tokenizer.eos_token_ids)
+            write_template(scratch, chat_template, lm.tokenizer.eos_token_ids)
         fused_loss = likelihood.mean_nats(model.load(scratch).net, samples) if samples else None
         result = Fused(
             path=str(out),
@@ -111,9 +112,9 @@ def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) ->
     fused = []
     for name, layer in adapter.adapted_layers(net):
         stored = layer.linear
-        packed = isinstance(stored, model.QUANTIZED)
-        dtype = model.dense_dtype(stored) if packed else stored.weight.dtype
-        made = model.dense(stored, mx.float32) if packed else stored
+        packed = isinstance(stored, precision.QUANTIZED)
+        dtype = precision.dense_dtype(stored) if packed else stored.weight.dtype
+        made = precision.dense(stored, mx.float32) if packed else stored
         made.weight = (made.weight + adapter.update(layer)).astype(dtype)  # the sum is float32, as the update is
         if packed and not settings.dequantize:
             packing = _packing(stored, made.weight.shape[-1], settings.bits)
@@ -123,7 +124,7 @@ def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) ->
         fused.append((name, made))
     net.update_modules(tree_unflatten(fused))
     if settings.dequantize:
-        model.dequantize(net)
+        precision.dequantize(net)
         return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     if described:
         return {**config, "quantization": described, "quantization_config": described}

@@ -13,14 +13,17 @@ from typing import Any, Literal
 import jinja2
 import mlx.core as mx
 
+from mlxtune.borrow import (
+    BatchGenerator,
+    can_trim_prompt_cache,
+    generate_step,
+    generation_stream,
+    make_prompt_cache,
+    maybe_set_recommended_wired_limit,
+    trim_prompt_cache,
+)
 from mlxtune.errors import InputError, ModelError
-
-# before mlx_lm: this module keeps its import from lowering the process's limit of open files
-from mlxtune.model import LanguageModel  # isort: split
-
-from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
-from mlx_lm.utils import maybe_set_recommended_wired_limit
+from mlxtune.model import LanguageModel
 
 SHORTEST_ANSWER = 16  # tokens: with less room than this in the context, no answer is begun
 
@@ -93,6 +96,8 @@ def no_chat_template(path: Path) -> ModelError:
 def prompt_tokens(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Tokens of the chat template's rendering of `messages`, up to where the assistant's answer begins.
 
+    Templates that know thinking are asked not to, as in training.
+
     Raises ModelError if there is no template or it refuses the messages, InputError for text that is no Unicode.
     """
     if not lm.has_chat_template:
@@ -100,7 +105,9 @@ def prompt_tokens(lm: LanguageModel, messages: Sequence[Mapping[str, str]]) -> l
     for message in messages:
         _refuse_broken(message["content"])
     try:
-        tokens = lm.tokenizer.apply_chat_template([dict(each) for each in messages], add_generation_prompt=True)
+        tokens = lm.tokenizer.apply_chat_template(
+            [dict(each) for each in messages], add_generation_prompt=True, enable_thinking=False
+        )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         raise ModelError(f"has a chat template that refuses these messages: {error}", where=lm.path) from None
     return [int(token) for token in tokens]

@@ -3,49 +3,24 @@
 Knows the Hugging Face folder layout and mlx-lm's architectures; knows nothing of adapters, data or training.
 """
 
-import contextlib
 import importlib.util
 import json
-import os
-import resource
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub.errors import StrictDataclassError
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
 
-from mlxtune import machine
+from mlxtune import borrow, machine
+from mlxtune.borrow import TokenizerWrapper
 from mlxtune.errors import ModelError, TrustError
+from mlxtune.precision import for_compute, parameter_count
 from mlxtune.rundir import read_json
-
-# transformers speaks of frameworks that mlxtune does not need
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-@contextlib.contextmanager
-def _open_file_limit_kept() -> Iterator[None]:
-    """Importing `mlx_lm.utils` lowers the process's limit of open files for good; here it cannot."""
-    set_limit = resource.setrlimit
-    resource.setrlimit = lambda *_: None
-    try:
-        yield
-    finally:
-        resource.setrlimit = set_limit
-
-
-with _open_file_limit_kept():
-    from mlx_lm import utils as mlx_lm_utils
-    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
-    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlxtune.tokenizer import MALFORMED, brief, check_vocabulary, load_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -53,12 +28,6 @@ SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
-QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
-# What mlx-lm and transformers raise for files that do not say what they should.
-MALFORMED = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -70,11 +39,6 @@ class LanguageModel:
     tokenizer: TokenizerWrapper
     config: dict[str, Any]
     path: Path
-
-    @property
-    def text_tokenizer(self) -> Any:
-        """The tokenizer of transformers inside, for offsets and templates."""
-        return self.tokenizer._tokenizer
 
     @property
     def has_chat_template(self) -> bool:
@@ -110,7 +74,7 @@ def check(path: Path) -> dict[str, Any]:
             where=path,
             hint="mlxtune runs no code from model folders",
         )
-    kind = mlx_lm_utils.MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+    kind = borrow.MODEL_REMAPPING.get(config["model_type"], config["model_type"])
     if not kind.isidentifier() or importlib.util.find_spec(f"mlx_lm.models.{kind}") is None:
         raise ModelError(
             f"has the unsupported architecture {config['model_type']!r}",
@@ -163,91 +127,6 @@ def _check_header(file: Path) -> None:
         ) from None
 
 
-def _brief(error: Exception) -> str:
-    """An error of a library in a line: some list hundreds of tensors."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= 200 else f"{line[:200]}…"
-
-
-def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None = None) -> TokenizerWrapper:
-    """The tokenizer of a model folder, with another chat template where one is given.
-
-    Raises ModelError for a malformed one, TrustError for one that asks to run its own code.
-    """
-    generation = path / "generation_config.json"
-    settings = {"eos_token_id": config.get("eos_token_id")}
-    if generation.is_file():
-        own = read_json(generation)
-        settings |= own if isinstance(own, dict) else {}
-    ends = settings["eos_token_id"]
-    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
-        raise ModelError(f"has the eos_token_id {ends!r}, not token numbers", where=path)
-    try:
-        # without this word transformers asks at the terminal whether to run the code
-        tokenizer = mlx_lm_utils.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=ends)
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise TrustError(
-                "has a tokenizer that asks to run its own code",
-                where=path,
-                hint="mlxtune runs no code from model folders",
-            ) from None
-        # all that the tokenizers library raises is a bare Exception
-        if isinstance(error, MALFORMED) or type(error) is Exception:
-            raise ModelError(
-                f"has a tokenizer or config that does not load: {_brief(error)}",
-                where=path,
-                hint="download the model again",
-            ) from None
-        raise
-    use_template(tokenizer, chat_template)
-    return tokenizer
-
-
-def use_template(tokenizer: TokenizerWrapper, chat_template: str | None) -> None:
-    """Gives `tokenizer` a chat template, or leaves its own if None; the token that ends a turn ends an answer too."""
-    inner = tokenizer._tokenizer
-    if chat_template is not None:
-        inner.chat_template = chat_template
-        tokenizer.has_chat_template = True
-    end = _end_of_turn(inner)
-    if end is not None:
-        tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, end}
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The control token that the chat template writes behind an answer, or None where there is none."""
-    if not tokenizer.chat_template or not tokenizer.is_fast:
-        return None
-    answer = "mlxtune"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (jinja2.TemplateError, ValueError, TypeError):
-        return None
-    stop = text.rfind(answer) + len(answer)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    controls = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for token, (begin, _) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        if begin >= stop and token in controls:
-            return int(token) if not text[stop:begin].strip() else None
-    return None
-
-
-def write_template(folder: Path, chat_template: str, ends: set[int]) -> None:
-    """Makes `chat_template` and the end tokens those of the saved model in `folder`."""
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    _change_json(folder / "tokenizer_config.json", {"chat_template": chat_template})
-    _change_json(folder / "config.json", {"eos_token_id": sorted(ends)})
-    if (folder / "generation_config.json").is_file():
-        _change_json(folder / "generation_config.json", {"eos_token_id": sorted(ends)})
-
-
-def _change_json(file: Path, changes: dict[str, Any]) -> None:
-    value = read_json(file) if file.is_file() else {}
-    file.write_text(json.dumps(value | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def load(path: Path, *, chat_template: str | None = None, stored: bool = False) -> LanguageModel:
     """Loads a checked folder for computing as `machine.compute_policy` says; `stored` keeps the stored precision.
 
@@ -255,13 +134,14 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
 
     Raises ModelError for a malformed folder, weights that do not fit the architecture, and NaN or infinite weights.
     """
+    machine.configure()
     config = check(path)
     tokenizer = load_tokenizer(path, config, chat_template)
     try:
-        net, config = mlx_lm_utils.load_model(path, lazy=True)
+        net, config = borrow.load_model(path, lazy=True)
     except MALFORMED as error:
-        raise ModelError(f"does not load: {_brief(error)}", where=path, hint="download the model again") from None
-    _check_vocabulary(tokenizer, config.get("vocab_size"), path)
+        raise ModelError(f"does not load: {brief(error)}", where=path, hint="download the model again") from None
+    check_vocabulary(tokenizer, config.get("vocab_size"), path)
     _check_finite(net, path)
     if not stored:
         policy = machine.compute_policy(
@@ -273,84 +153,12 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     return LanguageModel(net=net, tokenizer=tokenizer, config=config, path=path)
 
 
-def _check_vocabulary(tokenizer: TokenizerWrapper, embeddings: Any, path: Path) -> None:
-    """Refuses tokens without an embedding. A control token that no conversation writes may lack one, as in Gemma 3."""
-    if not isinstance(embeddings, int):
-        return
-    written = str(tokenizer.chat_template)
-    lacking = [
-        str(token)
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token_id >= embeddings
-        and (not token.special or str(token) in written or token_id in tokenizer.eos_token_ids)
-    ]
-    if lacking or tokenizer.vocab_size > embeddings:
-        raise ModelError(
-            f"has a tokenizer of {len(tokenizer)} tokens for {embeddings} embeddings",
-            where=path,
-            hint="they belong to different models",
-        )
-
-
 def _check_finite(net: nn.Module, path: Path) -> None:
     for name, weight in tree_flatten(net.parameters()):
         if mx.issubdtype(weight.dtype, mx.floating) and not mx.all(mx.isfinite(weight)).item():
             raise ModelError(
                 f"holds NaN or infinite values in {name}", where=path, hint="download or train the model again"
             )
-
-
-def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
-    """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
-    if policy.float32:
-        net.set_dtype(mx.float32)
-    if policy.expand:
-        dequantize(net, mx.float32 if policy.float32 else None)
-    return net
-
-
-def dequantize(net: nn.Module, dtype: mx.Dtype | None = None) -> None:
-    """Replaces the quantized layers of `net` by dense ones of the same values, in `dtype` or as `dense_dtype` says."""
-    layers = [(name, each) for name, each in net.named_modules() if isinstance(each, QUANTIZED)]
-    net.update_modules(tree_unflatten([(name, dense(each, dtype or dense_dtype(each))) for name, each in layers]))
-
-
-def dense_dtype(layer: nn.Module) -> mx.Dtype:
-    """The precision that a quantized layer computes in: that of its scales, bfloat16 where these are no floats."""
-    return layer.scales.dtype if mx.issubdtype(layer.scales.dtype, mx.floating) else mx.bfloat16
-
-
-def dense(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:
-    """The dense layer of a quantized one. The values are computed in float32, whatever the scales are stored in."""
-
-    def values(weight: mx.array, scales: mx.array, biases: mx.array | None, own: mx.array | None) -> mx.array:
-        if biases is not None:
-            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        packing = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        return mx.dequantize(weight, scales, biases, **packing, global_scale=own, dtype=mx.float32)
-
-    bias = "bias" in layer
-    made: nn.Module
-    if isinstance(layer, nn.QuantizedEmbedding):
-        made = nn.Embedding(1, 1)
-    elif isinstance(layer, QuantizedSwitchLinear):
-        made = SwitchLinear(1, 1, 1, bias=bias)
-    else:
-        made = MultiLinear(1, 1, 1) if isinstance(layer, QuantizedMultiLinear) else nn.Linear(1, 1, bias=bias)
-    if "global_scale" in layer:  # one for each expert
-        experts = zip(layer.weight, layer.scales, layer.global_scale, strict=True)
-        weight = mx.stack([values(weight, scales, None, own) for weight, scales, own in experts])
-    else:
-        weight = values(layer.weight, layer.scales, layer.biases, None)
-    made.weight = weight.astype(dtype)
-    if bias:
-        made.bias = layer.bias
-    return made
-
-
-def parameter_count(net: nn.Module) -> int:
-    """Weights of a network, counted as if it were not quantized."""
-    return int(mlx_lm_utils.get_total_parameters(net))
 
 
 def save(folder: Path, net: nn.Module, config: dict[str, Any], source: Path) -> None:

@@ -25,6 +25,7 @@ from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
 from mlxtune.rundir import RunDir, make_folder, read_json, size_of, staged, write_json, write_text
+from mlxtune.tokenizer import inner, load_tokenizer
 from mlxtune.train import StepLog, Stop, train
 
 STAGES = (
@@ -217,7 +218,7 @@ class _Work:
         rows = self.splits[name] if self.splits is not None else load.read_split(self.folder.data, name)
         rendered = render(
             rows,
-            self.tokenizer._tokenizer,  # the fast tokenizer inside mlx-lm's wrapper
+            inner(self.tokenizer),
             self.tokenizer.eos_token_ids,
             self.recipe.data,
             self.recipe.train.max_seq_length,
@@ -233,7 +234,7 @@ class _Work:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return model.load_tokenizer(self.source, model.check(self.source), self.recipe.data.chat_template)
+        return load_tokenizer(self.source, model.check(self.source), self.recipe.data.chat_template)
 
     def convert(self) -> str:
         config = model.check(self.source)

@@ -133,6 +133,7 @@ def staged(target: Path) -> Iterator[Path]:
     Raises OutputError if `target` exists, StorageError if the disk fails.
     """
     refuse_existing(target, "folder")
+    made = [parent for parent in target.parents if not parent.exists()]
     make_folder(target.parent)
     scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
@@ -147,6 +148,10 @@ def staged(target: Path) -> Iterator[Path]:
         raise storage_error(error, target) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if not target.exists():
+            for parent in made:  # innermost first; one that holds something else stays
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
 
 
 def sync_tree(folder: Path) -> None:

@@ -23,7 +23,7 @@ from mlxtune import adapter, checkpoint, likelihood, machine
 from mlxtune.data.batches import Batch, epoch_order, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError
-from mlxtune.model import LanguageModel, parameter_count
+from mlxtune.model import LanguageModel
 from mlxtune.optimizer import (
     clipped,
     gradient_norm,
@@ -32,6 +32,7 @@ from mlxtune.optimizer import (
     total_updates,
     updates_per_epoch,
 )
+from mlxtune.precision import parameter_count
 from mlxtune.recipe import Recipe
 from mlxtune.recompute import recomputed
 from mlxtune.rundir import RunDir, make_folder, refuse_existing, staged, storage_error, write_json

@@ -18,6 +18,7 @@ from mlxtune.errors import InputError, ModelError, OutputError
 from mlxtune.generate import Piece
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import DataRecipe
+from mlxtune.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_an_answer_is_cut_to_the_room_that_is_left(lm: LanguageModel) -> None:
     while len(generate.prompt_tokens(lm, [user])) < 480:
         user["content"] += " card" * 5
     left = 512 - len(generate.prompt_tokens(lm, [user]))
-    tokenizer = model.load_tokenizer(lm.path, lm.config)
+    tokenizer = load_tokenizer(lm.path, lm.config)
     tokenizer.eos_token_ids = set()
     talk = chat.Conversation(dataclasses.replace(lm, tokenizer=tokenizer), max_tokens=256)
     pieces = heard(talk, talk.say(user["content"]))

@@ -20,6 +20,7 @@ from mlxtune.data.batches import make_batch
 from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError, MlxtuneError, ModelError, OutputError, RecipeError
 from mlxtune.fuse import Fused, fuse, fuse_layers, kept_share, ways_out
+from mlxtune.precision import QUANTIZED
 from mlxtune.recipe import FuseRecipe, LoraRecipe, QuantizeRecipe
 
 # isort: split
@@ -280,7 +281,7 @@ NAMES = ("biased", "plain", "experts")
 
 def dense64(layer: nn.Module) -> Any:
     """The values of a stored layer in float64, from mx.dequantize on its scales in float32."""
-    if not isinstance(layer, model.QUANTIZED):
+    if not isinstance(layer, QUANTIZED):
         return np.array(layer.weight.astype(mx.float32), dtype=np.float64)
     scales, biases = layer.scales, layer.biases
     if layer.mode == "affine":
@@ -347,7 +348,7 @@ def test_dequantized_layers_are_the_sum_rounded_once(mode: str, bits: int, group
     assert fuse_layers(net, {"quantization": {}, "quantization_config": {}}, FuseRecipe(dequantize=True)) == {}
     wanted = dtype if mode == "affine" else mx.bfloat16  # what formats without scales in floats compute in
     precision = 2**-22 if wanted == mx.float32 else 2**-8
-    assert not any(isinstance(each, model.QUANTIZED) for each in net.modules())
+    assert not any(isinstance(each, QUANTIZED) for each in net.modules())
     for name in NAMES:
         assert net[name].weight.dtype == wanted
         np.testing.assert_allclose(dense64(net[name]), expected[name], rtol=precision, atol=1e-6)

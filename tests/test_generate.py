@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from mlxtune import generate, model
 from mlxtune.errors import InputError, ModelError
 from mlxtune.model import LanguageModel
+from mlxtune.tokenizer import load_tokenizer
 
 HELLO = [{"role": "user", "content": "Where is my card?"}]
 
@@ -43,7 +44,7 @@ def slow_greedy(lm: LanguageModel, tokens: list[int], count: int) -> list[int]:
 
 def stopping_at(lm: LanguageModel, tokens: set[int]) -> LanguageModel:
     """The same model with other stop tokens."""
-    tokenizer = model.load_tokenizer(lm.path, lm.config)
+    tokenizer = load_tokenizer(lm.path, lm.config)
     tokenizer.eos_token_ids = tokens
     return dataclasses.replace(lm, tokenizer=tokenizer)
 

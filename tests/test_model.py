@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxtune import machine, model
+from mlxtune import machine, model, precision
 from mlxtune.errors import InputError, MlxtuneError, ModelError, TrustError
 
 # isort: split
@@ -380,28 +380,28 @@ def test_dense_layers_have_the_values_of_quantized_ones(mode: str, bits: int, gr
     for layer in layers:
         layer.set_dtype(dtype)
         packed = layer.to_quantized(**packing)
-        assert isinstance(packed, model.QUANTIZED)
+        assert isinstance(packed, precision.QUANTIZED)
         scales, biases = packed.scales, packed.biases
         if mode == "affine":
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         expected = mx.dequantize(packed.weight, scales, biases, **packing, dtype=mx.float32)
-        made = model.dense(packed, mx.float32)
+        made = precision.dense(packed, mx.float32)
         assert type(made) is type(layer)
         np.testing.assert_array_equal(made.weight, expected)
         assert sorted(made.parameters()) == sorted(layer.parameters())
         if "bias" in layer:
             np.testing.assert_array_equal(made.bias.astype(mx.float32), layer.bias.astype(mx.float32))
-        assert model.dense_dtype(packed) == (dtype if mode == "affine" else mx.bfloat16)
+        assert precision.dense_dtype(packed) == (dtype if mode == "affine" else mx.bfloat16)
         net = nn.Sequential(packed)
-        model.dequantize(net)
-        assert net.layers[0].weight.dtype == model.dense_dtype(packed)
+        precision.dequantize(net)
+        assert net.layers[0].weight.dtype == precision.dense_dtype(packed)
 
 
 def test_the_scales_of_experts_count() -> None:
     layer = SwitchLinear(64, 32, 3)
     layer.weight = layer.weight * mx.array([1.0, 10.0, 100.0])[:, None, None]
     packed = layer.to_quantized(16, 4, "nvfp4", global_scale=True)
-    made = model.dense(packed, mx.float32)
+    made = precision.dense(packed, mx.float32)
     error = mx.abs(made.weight - layer.weight).max(axis=(1, 2)) / mx.abs(layer.weight).max(axis=(1, 2))
     assert 0.01 < error.max().item() < 0.2  # 4 bits
 
@@ -413,9 +413,9 @@ def test_a_quantized_model_is_expanded_to_the_same_function(tiny: Path) -> None:
         lm = model.load(tiny, stored=True)
         nn.quantize(lm.net, group_size, bits, mode=mode)
         packed = logits(lm.net)
-        net = model.for_compute(lm.net, policy)
+        net = precision.for_compute(lm.net, policy)
         assert {each.dtype for _, each in tree_flatten(net.parameters())} == {mx.float32}
-        assert not any(isinstance(each, model.QUANTIZED) for each in net.modules())
+        assert not any(isinstance(each, precision.QUANTIZED) for each in net.modules())
         np.testing.assert_allclose(logits(net), packed, atol=2e-4)
 
 
@@ -424,12 +424,12 @@ def test_a_policy_that_expands_nothing_changes_nothing(tiny: Path) -> None:
     lm = model.load(tiny, stored=True)
     nn.quantize(lm.net, 64, 4)
     before = {name: each for name, each in tree_flatten(lm.net.parameters())}
-    after = dict(tree_flatten(model.for_compute(lm.net, policy).parameters()))
+    after = dict(tree_flatten(precision.for_compute(lm.net, policy).parameters()))
     assert all(after[name] is each for name, each in before.items())
 
 
 def test_parameters_are_counted_as_if_not_quantized(tiny: Path) -> None:
     lm = model.load(tiny, stored=True)
-    assert model.parameter_count(lm.net) == 1_377_600
+    assert precision.parameter_count(lm.net) == 1_377_600
     nn.quantize(lm.net, 64, 3)
-    assert model.parameter_count(lm.net) == 1_377_600
+    assert precision.parameter_count(lm.net) == 1_377_600

@@ -371,3 +371,10 @@ def test_clean_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     files = {file for file in run.root.rglob("*") if file.is_file()}
     assert files == set(keep)
     assert not any(".partial-" in folder.name for folder in run.root.rglob("*"))
+
+
+def test_a_failed_stage_takes_back_the_folders_it_made(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(KeyError), rundir.staged(tmp_path / "kept" / "new" / "deep" / "target"):
+        raise KeyError
+    assert [each.name for each in tmp_path.rglob("*")] == ["kept"]

@@ -41,6 +41,7 @@ def command(
     from mlxtune.errors import DataError
     from mlxtune.evaluate import evaluate
     from mlxtune.rundir import refuse_existing, write_json
+    from mlxtune.tokenizer import inner, load_tokenizer
 
     files = load.files_of(recipe.data)
     file = files.get("all") or files.get("test")
@@ -53,8 +54,8 @@ def command(
     template = recipe.data.chat_template
     if adapter_path is not None:
         template = template or adapter.check(adapter_path).get("chat_template")
-    tokenizer = model.load_tokenizer(source, model.check(source), template)
-    rendered = render(rows, tokenizer._tokenizer, tokenizer.eos_token_ids, recipe.data, recipe.train.max_seq_length)
+    tokenizer = load_tokenizer(source, model.check(source), template)
+    rendered = render(rows, inner(tokenizer), tokenizer.eos_token_ids, recipe.data, recipe.train.max_seq_length)
     if not rendered.samples:
         raise DataError("every row is too long", where=file, hint="raise --max-seq-length")
     lm = model.load(source, chat_template=template)

@@ -46,6 +46,7 @@ def command(
     from mlxtune.data.render import render
     from mlxtune.fuse import fuse
     from mlxtune.rundir import RunDir, refuse_existing
+    from mlxtune.tokenizer import inner, load_tokenizer
 
     values = {"bits": q_bits, "dequantize": dequantize} | ({"keep": keep} if keep is not None else {})
     run = RunDir(adapter_path.resolve().parent)
@@ -54,12 +55,12 @@ def command(
     refuse_existing(save_path, "--save-path")
     template = adapter.check(adapter_path).get("chat_template")
     source = fetch(model_name, revision)
-    tokenizer = model.load_tokenizer(source, model.check(source), template)
+    tokenizer = load_tokenizer(source, model.check(source), template)
     if data is not None:
         rows = load.read_examples(data, base.data)
     else:
         rows = load.read_split(run.data, "valid") if (run.data / "valid.jsonl").is_file() else []
-    rendered = render(rows, tokenizer._tokenizer, tokenizer.eos_token_ids, base.data, base.train.max_seq_length)
+    rendered = render(rows, inner(tokenizer), tokenizer.eos_token_ids, base.data, base.train.max_seq_length)
     done = fuse(source, adapter_path, save_path, settings, rendered.samples)
     if not rendered.samples:
         display.warn("what was kept is not checked: the adapter has no run with validation rows; give --data FILE")

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxtune.errors import ModelError
-from mlxtune.model import parameter_count
+from mlxtune.precision import parameter_count
 from mlxtune.recipe import QuantizeRecipe
 
 

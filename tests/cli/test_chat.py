@@ -18,6 +18,7 @@ import pytest
 
 from mlxtune import generate, model
 from mlxtune.cli import main
+from mlxtune.tokenizer import load_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
 HELP = """\
@@ -184,7 +185,7 @@ def scripted(tiny: Path, folder: Path, start: str, *answer: str) -> Path:
     One block that adds nothing, each token of the chain on an axis of its own, and an output layer that maps each
     axis to the token that comes next in the chain.
     """
-    tokenizer = model.load_tokenizer(tiny, {})
+    tokenizer = load_tokenizer(tiny, {})
     chain = tokenizer.convert_tokens_to_ids([start, *answer])
     assert None not in chain
     vocabulary, width = len(tokenizer), 64

@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxtune import model
+from mlxtune import model, precision
 from mlxtune.errors import ModelError
 from mlxtune.quant import rtn
 from mlxtune.recipe import QuantizeRecipe
@@ -69,7 +69,7 @@ def test_values_are_rounded_to_the_nearest_step(bits: int) -> None:
     net = Net()
     before = np.array(net.wide.weight, dtype=np.float64).reshape(-1, 32)
     rtn.quantize(net, {}, QuantizeRecipe(bits=bits, group_size=32))
-    after = np.array(model.dense(net.wide, mx.float32).weight, dtype=np.float64).reshape(-1, 32)
+    after = np.array(precision.dense(net.wide, mx.float32).weight, dtype=np.float64).reshape(-1, 32)
     step = (before.max(axis=1) - before.min(axis=1)) / (2**bits - 1)
     error = np.abs(after - before)
     assert error.max(axis=1).max() <= step.max()

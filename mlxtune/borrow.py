@@ -1,0 +1,60 @@
+"""The one door to mlx-lm: all that mlxtune borrows from it, imported so that the process stays as it was."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+
+# transformers speaks of frameworks that mlxtune does not need
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@contextlib.contextmanager
+def _open_file_limit_kept() -> Iterator[None]:
+    """Importing `mlx_lm.utils` lowers the process's limit of open files for good; here it cannot."""
+    set_limit = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = set_limit
+
+
+with _open_file_limit_kept():
+    from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
+    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import (
+        MODEL_REMAPPING,
+        get_total_parameters,
+        load_model,
+        load_tokenizer,
+        maybe_set_recommended_wired_limit,
+    )
+
+__all__ = [
+    "MODEL_REMAPPING",
+    "BatchGenerator",
+    "LoRALinear",
+    "LoRASwitchLinear",
+    "MultiLinear",
+    "QuantizedMultiLinear",
+    "QuantizedSwitchLinear",
+    "SwitchLinear",
+    "TokenizerWrapper",
+    "can_trim_prompt_cache",
+    "generate_step",
+    "generation_stream",
+    "get_total_parameters",
+    "linear_to_lora_layers",
+    "load_model",
+    "load_tokenizer",
+    "make_prompt_cache",
+    "maybe_set_recommended_wired_limit",
+    "trim_prompt_cache",
+]

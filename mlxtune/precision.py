@@ -1,0 +1,72 @@
+"""The precision that weights are held in: quantized layers made dense, and what a machine computes in.
+
+Knows networks and layers, not folders.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlxtune import machine
+from mlxtune.borrow import (
+    MultiLinear,
+    QuantizedMultiLinear,
+    QuantizedSwitchLinear,
+    SwitchLinear,
+    get_total_parameters,
+)
+
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
+
+
+def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
+    """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
+    if policy.float32:
+        net.set_dtype(mx.float32)
+    if policy.expand:
+        dequantize(net, mx.float32 if policy.float32 else None)
+    return net
+
+
+def dequantize(net: nn.Module, dtype: mx.Dtype | None = None) -> None:
+    """Replaces the quantized layers of `net` by dense ones of the same values, in `dtype` or as `dense_dtype` says."""
+    layers = [(name, each) for name, each in net.named_modules() if isinstance(each, QUANTIZED)]
+    net.update_modules(tree_unflatten([(name, dense(each, dtype or dense_dtype(each))) for name, each in layers]))
+
+
+def dense_dtype(layer: nn.Module) -> mx.Dtype:
+    """The precision that a quantized layer computes in: that of its scales, bfloat16 where these are no floats."""
+    return layer.scales.dtype if mx.issubdtype(layer.scales.dtype, mx.floating) else mx.bfloat16
+
+
+def dense(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    """The dense layer of a quantized one. The values are computed in float32, whatever the scales are stored in."""
+
+    def values(weight: mx.array, scales: mx.array, biases: mx.array | None, own: mx.array | None) -> mx.array:
+        if biases is not None:
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        packing = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return mx.dequantize(weight, scales, biases, **packing, global_scale=own, dtype=mx.float32)
+
+    bias = "bias" in layer
+    made: nn.Module
+    if isinstance(layer, nn.QuantizedEmbedding):
+        made = nn.Embedding(1, 1)
+    elif isinstance(layer, QuantizedSwitchLinear):
+        made = SwitchLinear(1, 1, 1, bias=bias)
+    else:
+        made = MultiLinear(1, 1, 1) if isinstance(layer, QuantizedMultiLinear) else nn.Linear(1, 1, bias=bias)
+    if "global_scale" in layer:  # one for each expert
+        experts = zip(layer.weight, layer.scales, layer.global_scale, strict=True)
+        weight = mx.stack([values(weight, scales, None, own) for weight, scales, own in experts])
+    else:
+        weight = values(layer.weight, layer.scales, layer.biases, None)
+    made.weight = weight.astype(dtype)
+    if bias:
+        made.bias = layer.bias
+    return made
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Weights of a network, counted as if it were not quantized."""
+    return int(get_total_parameters(net))

@@ -1,0 +1,131 @@
+"""Tokenizers of model folders: load one, give it a chat template, find the token that ends a turn.
+
+Knows tokenizer files and templates, not weights.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub.errors import StrictDataclassError
+
+from mlxtune import borrow
+from mlxtune.borrow import TokenizerWrapper
+from mlxtune.errors import ModelError, TrustError
+from mlxtune.rundir import read_json
+
+# What mlx-lm and transformers raise for files that do not say what they should.
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    StrictDataclassError, TypeError, ValueError,
+)  # fmt: skip
+
+
+def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None = None) -> TokenizerWrapper:
+    """The tokenizer of a model folder, with another chat template where one is given.
+
+    Raises ModelError for a malformed one, TrustError for one that asks to run its own code.
+    """
+    generation = path / "generation_config.json"
+    settings = {"eos_token_id": config.get("eos_token_id")}
+    if generation.is_file():
+        own = read_json(generation)
+        settings |= own if isinstance(own, dict) else {}
+    ends = settings["eos_token_id"]
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise ModelError(f"has the eos_token_id {ends!r}, not token numbers", where=path)
+    try:
+        # without this word transformers asks at the terminal whether to run the code
+        tokenizer = borrow.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=ends)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise TrustError(
+                "has a tokenizer that asks to run its own code",
+                where=path,
+                hint="mlxtune runs no code from model folders",
+            ) from None
+        # all that the tokenizers library raises is a bare Exception
+        if isinstance(error, MALFORMED) or type(error) is Exception:
+            raise ModelError(
+                f"has a tokenizer or config that does not load: {brief(error)}",
+                where=path,
+                hint="download the model again",
+            ) from None
+        raise
+    use_template(tokenizer, chat_template)
+    return tokenizer
+
+
+def inner(tokenizer: TokenizerWrapper) -> Any:
+    """The tokenizer of transformers inside mlx-lm's wrapper: for offsets, control tokens and templates."""
+    return tokenizer._tokenizer
+
+
+def use_template(tokenizer: TokenizerWrapper, chat_template: str | None) -> None:
+    """Gives `tokenizer` a chat template, or leaves its own if None; the token that ends a turn ends an answer too."""
+    plain = inner(tokenizer)
+    if chat_template is not None:
+        plain.chat_template = chat_template
+        tokenizer.has_chat_template = True
+    end = _end_of_turn(plain)
+    if end is not None:
+        tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, end}
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The control token that the chat template writes behind an answer, or None where there is none."""
+    if not tokenizer.chat_template or not tokenizer.is_fast:
+        return None
+    answer = "mlxtune"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (jinja2.TemplateError, ValueError, TypeError):
+        return None
+    stop = text.rfind(answer) + len(answer)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    controls = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for token, (begin, _) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        if begin >= stop and token in controls:
+            return int(token) if not text[stop:begin].strip() else None
+    return None
+
+
+def write_template(folder: Path, chat_template: str, ends: set[int]) -> None:
+    """Makes `chat_template` and the end tokens those of the saved model in `folder`."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    _change_json(folder / "tokenizer_config.json", {"chat_template": chat_template})
+    _change_json(folder / "config.json", {"eos_token_id": sorted(ends)})
+    if (folder / "generation_config.json").is_file():
+        _change_json(folder / "generation_config.json", {"eos_token_id": sorted(ends)})
+
+
+def _change_json(file: Path, changes: dict[str, Any]) -> None:
+    value = read_json(file) if file.is_file() else {}
+    file.write_text(json.dumps(value | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_vocabulary(tokenizer: TokenizerWrapper, embeddings: Any, path: Path) -> None:
+    """Refuses tokens without an embedding. A control token that no conversation writes may lack one, as in Gemma 3."""
+    if not isinstance(embeddings, int):
+        return
+    written = str(tokenizer.chat_template)
+    lacking = [
+        str(token)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token_id >= embeddings
+        and (not token.special or str(token) in written or token_id in tokenizer.eos_token_ids)
+    ]
+    if lacking or tokenizer.vocab_size > embeddings:
+        raise ModelError(
+            f"has a tokenizer of {len(tokenizer)} tokens for {embeddings} embeddings",
+            where=path,
+            hint="they belong to different models",
+        )
+
+
+def brief(error: Exception) -> str:
+    """An error of a library in a line: some list hundreds of tensors."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:200]}…"
