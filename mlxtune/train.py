@@ -206,8 +206,9 @@ class _Training:
 
         function: Callable[..., tuple[mx.array, Any]] = nn.value_and_grad(self.net, nats)
         if compile:
+            # the network is an output too: tracing the gradient puts its parameters through `update`
             state = [self.net.state, mx.random.state]
-            function = mx.compile(function, inputs=state, outputs=[mx.random.state])
+            function = mx.compile(function, inputs=state, outputs=state)
         return function
 
     def _resume(self, on_warning: Callable[[str], None]) -> None:

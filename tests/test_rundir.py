@@ -115,7 +115,7 @@ def test_a_target_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     with pytest.raises(OutputError) as caught, rundir.staged(tmp_path / "file" / "adapter"):
         pytest.fail("the block must not run")
-    assert str(caught.value) == f"{tmp_path}/file: is a file, or lies below one; choose another folder"
+    assert str(caught.value) == f"{tmp_path}/file/adapter: lies below a file; choose another folder"
     assert tree(tmp_path) == {"file": b"old"}
 
 

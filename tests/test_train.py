@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxtune import adapter, checkpoint, likelihood, model
+from mlxtune import adapter, checkpoint, likelihood, machine, model
 from mlxtune import train as trainer
 from mlxtune.data.batches import make_batch
 from mlxtune.data.render import Sample
@@ -288,16 +288,30 @@ def test_gradient_checkpointing_changes_no_gradient(load: Callable[[], model.Lan
     assert all(np.allclose(plain[name], saving[name], atol=1e-5) for name in plain)
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(machine.facts().compiler is None, reason="needs a C++ compiler, as mx.compile on a CPU does")
+@pytest.mark.parametrize(("dropout", "pad_multiple"), [(0.1, 1), (0.0, 32)])
 def test_compiled_training_gives_the_same_adapter(
-    load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[[], model.LanguageModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dropout: float,
+    pad_multiple: int,
 ) -> None:
-    """What Metal and CUDA do, on this device: needs a C++ compiler on a CPU."""
-    train(load(), SAMPLES, VALID, recipe(LoraRecipe(rank=4, dropout=0.1)), tmp_path / "plain")
+    """What Metal and CUDA do, on this device."""
+    settings = recipe(
+        LoraRecipe(rank=4, dropout=dropout), eval_every=2, grad_accumulation_steps=2, grad_checkpoint=dropout == 0
+    )
+    train(load(), SAMPLES, VALID, settings, tmp_path / "plain")
     policy = trainer.machine.compute_policy(device="metal", memory_bytes=1, float32_bytes=1)
+    assert policy.compile
+    # dropout draws by shape, so it can only be compared without padding
+    policy = replace(policy, pad_multiple=pad_multiple)
     monkeypatch.setattr(trainer.machine, "compute_policy", lambda **_: policy)
     lm = load()
     mx.enable_compile()
-    train(lm, SAMPLES, VALID, recipe(LoraRecipe(rank=4, dropout=0.1)), tmp_path / "compiled")
+    try:
+        train(lm, SAMPLES, VALID, settings, tmp_path / "compiled")
+    finally:
+        mx.disable_compile()
     plain, compiled = adapters(tmp_path / "plain"), adapters(tmp_path / "compiled")
     assert all(np.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
