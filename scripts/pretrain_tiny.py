@@ -4,8 +4,8 @@
 
 DATA_FOLDER holds the public data sets of `CORPORA` under their own names. The run is deterministic: one BLAS thread,
 fixed seeds, a fixed number of steps. It takes about 40 minutes on one core with an OpenBLAS.
-The learned weights, the tokenizer, the training curve and the held-out loss are written to --out;
-`README.md` there, the model card, shows the same figures.
+--out gets the weights, the tokenizer, and the figures of the run as training.json and as training.svg. Its README.md,
+the model card, is written by hand from them.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models.llama import Model, ModelArgs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits
+
+from mlxtune.report import chart
 
 SEED = 7
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -65,6 +67,7 @@ CONFIG = {
     "torch_dtype": "float32",
 }
 HELD_OUT_PERCENT = 1
+COLOURS = ":root{--muted:#555;--text:#222;--card:#fff;--line:#ddd;--train:#9aa;--accent:#06c;background:#fff}"
 
 
 def chat(user: str, assistant: str) -> str:
@@ -285,6 +288,13 @@ def save(args: argparse.Namespace, model: nn.Module, tokenizer: Tokenizer, figur
         **figures,
     }
     write_json(args.out / "training.json", figures)
+    points = [
+        {"step": p["step"], "train_loss": p["train_loss"], "valid_loss": p["held_out_loss"]} for p in figures["curve"]
+    ]
+    picture = chart.loss_curve(points, None).replace(
+        ">", f' xmlns="http://www.w3.org/2000/svg"><style>{COLOURS}{chart.STYLE}</style>', 1
+    )
+    (args.out / "training.svg").write_text(picture + "\n", encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
