@@ -83,8 +83,7 @@ def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, sample
 
 def ways_out(bits: int | None) -> str:
     """What would keep more of the adapter."""
-    higher = "" if bits is None or bits >= 8 else "--q-bits 8 or "
-    return f"use {higher}--dequantize"
+    return "use --dequantize" if bits is None or bits >= 8 else "use --q-bits 8 or --dequantize"
 
 
 def kept_share(base: float | None, adapter: float | None, fused: float | None) -> float | None:

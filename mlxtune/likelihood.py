@@ -9,6 +9,8 @@ import numpy as np
 from mlxtune.data.batches import in_order, make_batch
 from mlxtune.data.render import Sample
 
+LOGITS_BYTES = 500_000_000  # float32 logits of a batch at most; a long row may take more
+
 
 def row_nats(net: nn.Module, tokens: mx.array, trained: mx.array) -> mx.array:
     """Summed negative log-likelihood (B,) in nats of each row's supervised tokens.
@@ -28,9 +30,11 @@ def measure(
 ) -> list[float]:
     """Summed nats of each sample's supervised tokens, in the order of `samples`."""
     net.eval()
+    vocabulary = net(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]  # the shape is known without computing
+    most_tokens = LOGITS_BYTES // (4 * vocabulary)
     nats = [0.0] * len(samples)
     done = 0
-    for rows in in_order([len(sample.tokens) for sample in samples], batch_size):
+    for rows in in_order([len(sample.tokens) for sample in samples], batch_size, most_tokens):
         batch = make_batch(samples, rows)
         found = np.array(row_nats(net, mx.array(batch.tokens), mx.array(batch.trained)))
         for row, value in zip(rows, found, strict=True):

@@ -1,30 +1,29 @@
 """A recipe -> the verbs in order; skips stages that are done. Knows the run folder, not the terminal."""
 
 import contextlib
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from platform import python_version
 from typing import Any, Literal
 
-from mlxtune import adapter, hub, machine, model
+from mlxtune import adapter, hub, model, origin
 from mlxtune import recipe as recipes
 from mlxtune.convert import convert
 from mlxtune.data import load
 from mlxtune.data.audit import audit
+from mlxtune.data.formats import answer_text
+from mlxtune.data.labels import label_in
 from mlxtune.data.render import Sample, render
-from mlxtune.errors import DataError, FuseError, InputError, OutputError
+from mlxtune.errors import DataError, FuseError, InputError
 from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
-from mlxtune.rundir import RunDir, make_folder, read_json, size_of, staged, write_json, write_text
+from mlxtune.rundir import RunDir, make_folder, staged, write_json, write_text
 from mlxtune.tokenizer import inner, load_tokenizer
 from mlxtune.train import StepLog, Stop, train
 
@@ -72,9 +71,10 @@ def run(
     """
     folder = RunDir(out)
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
-    source = hub.fetch(recipe.model, recipe.revision, _fetching(on_event))
+    origin.refuse_other(folder, recipe, files)
+    source = hub.fetch(recipe.model, recipe.revision or origin.revision(folder), _fetching(on_event))
     model.check(source)
-    _refuse_other(folder, recipe, files)
+    origin.refuse_changed_model(folder, source)
     new = [each for each in (folder.root, *folder.root.parents) if not each.exists()]
     with folder.lock(), _taken_back(folder, new):
         work = _Work(recipe, folder, source, files, on_event, stop)
@@ -89,33 +89,6 @@ def _fetching(on_event: OnEvent) -> Callable[[int, int], None]:
     return lambda done, total: on_event(
         Event(kind="progress", stage="fetch (MB)", done=done // 10**6, total=total // 10**6)
     )
-
-
-def _refuse_other(folder: RunDir, recipe: Recipe, files: dict[str, Path]) -> None:
-    """A run folder belongs to one recipe and one set of data."""
-    if folder.root.exists() and not folder.root.is_dir():
-        raise OutputError("is a file", where=folder.root, hint="choose another --out")
-    if folder.recipe.exists():
-        if recipes.to_dict(recipes.load(folder.recipe)) != recipes.to_dict(recipe):
-            raise OutputError(
-                "holds a run of another recipe", where=folder.root, hint="choose another --out, or remove the folder"
-            )
-        if folder.origin.exists() and _data_hashes(folder.origin) != sorted(map(_sha256, files.values())):
-            raise OutputError(
-                f"holds a run of other data: {recipe.data.path} has changed since",
-                where=folder.root,
-                hint="choose another --out, or remove the folder",
-            )
-    elif folder.root.exists() and any(each.name != ".lock" for each in folder.root.iterdir()):
-        raise OutputError("is not empty and holds no run", where=folder.root, hint="choose another --out")
-
-
-def _data_hashes(origin: Path) -> list[str]:
-    """The sha256 of each data file of a run, as its origin.json has them. Raises InputError."""
-    try:
-        return sorted(read_json(origin)["data"]["sha256"].values())
-    except (KeyError, TypeError, AttributeError):
-        raise InputError("lacks `data`", where=origin, hint="it is damaged; remove the folder") from None
 
 
 @contextlib.contextmanager
@@ -186,8 +159,13 @@ class _Work:
         for each in findings:
             if each["kind"] == "malformed":
                 load.load_splits(self.recipe.data, self.recipe.seed, self.recipe.evaluate.label)  # raises it
-        found = ", ".join(f"{each['count']} {each['kind'].replace('_', ' ')}" for each in findings) or "nothing to mend"
-        return f"{self.audited['rows']} rows; {found}"
+        counts: dict[str, int] = {}
+        for each in findings:
+            name = {"pii": "personal data", "label": "label trouble"}.get(each["kind"], each["kind"].replace("_", " "))
+            counts[name] = counts.get(name, 0) + each["count"]
+        found = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "nothing to mend"
+        more = f"; see `mlxtune data check {self.recipe.data.path}`" if counts else ""
+        return f"{self.audited['rows']} rows: {found}{more}"
 
     def split(self) -> str:
         self.splits = load.load_splits(self.recipe.data, self.recipe.seed, self.recipe.evaluate.label)
@@ -198,6 +176,7 @@ class _Work:
             if not self.rendered[name] and (name == "train" or self.recipe.data.test > 0):
                 hint = "raise train.max_seq_length" if too_long else "give more rows"
                 raise DataError(f"the {name} split has no rows", where=self.recipe.data.path, hint=hint)
+        self.check_labels(self.splits["test"])
         if not self.folder.recipe.exists():
             make_folder(self.folder.root)
             write_text(self.folder.recipe, recipes.dump(self.recipe))
@@ -212,6 +191,18 @@ class _Work:
             self.rendered[name] = [replace(each, where=places[each.where]) for each in self.rendered[name]]
         dropped = f"; {too_long} too long, left out" if too_long else ""
         return " · ".join(f"{name} {len(rows)}" for name, rows in self.rendered.items()) + dropped
+
+    def check_labels(self, rows: load.Rows) -> None:
+        """Every expected answer has a label, where labels are compared: found here, not after an hour."""
+        label = self.recipe.evaluate.label
+        for row, example in rows if label is not None else ():
+            answer = answer_text(example)
+            if answer is not None and label_in(answer, label or "") is None:
+                raise DataError(
+                    f"evaluate.label {label!r} finds no label in its answer {answer[:60]!r}",
+                    where=row.where,
+                    hint="change the pattern or the row",
+                )
 
     def render(self, name: str) -> int:
         """Renders one split; returns how many rows were too long."""
@@ -239,7 +230,7 @@ class _Work:
     def convert(self) -> str:
         config = model.check(self.source)
         size = sum(file.stat().st_size for file in model.weight_files(self.source))
-        write_json(self.folder.origin, origin(self.recipe, self.source, self.files))
+        write_json(self.folder.origin, origin.describe(self.recipe, self.source, self.files))
         return f"{config['model_type']}, {size / 1e6:.1f} MB, ready for MLX as it is"
 
     def quantize(self) -> str:
@@ -325,7 +316,7 @@ class _Work:
         except FuseError as error:
             # the folder refuses another recipe, but a model that `fuse` puts there is what the next run goes on with
             paths = f"--model {self.base} --adapter-path {self.folder.adapter} --save-path {self.folder.fused}"
-            hint = f"run `mlxtune fuse {paths} --dequantize`, then this again"
+            hint = f"{error.hint}: run `mlxtune fuse {paths} --dequantize`, then this again"
             raise FuseError(error.what, where=error.where, hint=hint) from None
         kept = f"kept {done.kept:.1%} of the gain" if done.kept is not None else "not checked: no validation rows"
         return f"{done.layers} layers, {done.bytes / 1e6:.1f} MB, {kept}"
@@ -343,31 +334,3 @@ def summary(evaluation: Evaluation) -> str:
         value = f"{score.value:.1%}" if score.unit == "share" else f"{score.value:.3f}"
         shown.append(f"{score.metric.replace('_', ' ')} {value}")
     return f"{', '.join(shown)} on {evaluation.n} rows"
-
-
-def origin(recipe: Recipe, source: Path, files: dict[str, Path]) -> dict[str, Any]:
-    """Where a run comes from: model, data, machine and versions, with sha256 of every file."""
-    weights = model.weight_files(source)
-    return {
-        "model": {
-            "name": recipe.model,
-            "path": str(source),
-            "revision": hub.revision_of(source),
-            "bytes": sum(size_of(file) for file in weights),
-            "sha256": {file.name: _sha256(file) for file in [source / "config.json", *weights]},
-        },
-        "data": {
-            "path": recipe.data.path,
-            "sha256": {str(file): _sha256(file) for file in files.values()},
-        },
-        "machine": asdict(machine.facts()),
-        "versions": {
-            "python": python_version(),
-            **{name.replace("-", "_"): metadata.version(name) for name in ("mlxtune", "mlx", "mlx-lm")},
-        },
-    }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -192,7 +193,7 @@ class _Training:
         self.optimizer.init(lm.net.trainable_parameters())
         self.value_and_grad = self._value_and_grad(policy.compile)
         self.progress = _Progress()
-        self.best = adapter.factors(lm.net)
+        self.best = self.good = adapter.factors(lm.net)
         self.resumed_at: int | None = None
         self.reported = _Reported()
         self._resume(on_warning)
@@ -215,6 +216,7 @@ class _Training:
         found, damaged = checkpoint.newest(self.run.checkpoints)
         for folder in damaged:
             on_warning(f"{folder} is damaged and is passed over")
+            shutil.rmtree(folder)
         if found is not None:
             shapes = {name: value.shape for name, value in self.best.items()}
             if {name: value.shape for name, value in found.arrays["adapters"].items()} != shapes:
@@ -241,6 +243,7 @@ class _Training:
             self._stop_at_nan(loss, rows)
         self.rate = learning_rate(self.progress.step, self.updates, self.settings)
         self.optimizer.learning_rate = mx.array(self.rate)
+        self.good = adapter.factors(self.net)  # its loss and gradient are finite
         self.optimizer.update(self.net, clipped(gradient, norm, self.settings.max_grad_norm))
         mx.eval(self.net.trainable_parameters(), self.optimizer.state)
         spent = time.perf_counter() - started
@@ -251,6 +254,7 @@ class _Training:
         self.reported.add(loss, tokens, spent)
 
     def _stop_at_nan(self, loss: float, rows: list[list[int]]) -> None:
+        self.net.load_weights(list(self.good.items()), strict=False)
         folder = self.save()
         names = [self.samples[row].where for part in rows for row in part]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -24,7 +24,7 @@ LINES = [
     {"recipe", "hub", "report", "borrow"},
     {"tokenizer", "precision"},
     {"model", "data"},
-    {"adapter", "checkpoint", "generate", "likelihood", "optimizer", "recompute"},
+    {"adapter", "checkpoint", "generate", "origin", "likelihood", "optimizer", "recompute"},
     {"quant", "metrics", "export"},
     {"convert", "quantize", "train", "evaluate", "compare", "fuse", "chat", "serve"},
     {"pipeline"},

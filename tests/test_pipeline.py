@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,49 @@ def test_a_folder_belongs_to_one_recipe(make: Make) -> None:
     Path("file").write_text("")
     with pytest.raises(OutputError, match="^file: is a file"):
         pipeline.run(make(), Path("file"))
+
+
+def test_a_folder_belongs_to_one_model(make: Make, tiny: Path) -> None:
+    shutil.copytree(tiny, "m")
+    pipeline.run(make(model="m"), Path("run"), stages=TRAIN_STAGES)
+    config = json.loads(Path("m/config.json").read_text())
+    Path("m/config.json").write_text(json.dumps(config | {"rope_theta": 20000.0}))
+    with pytest.raises(OutputError, match="^run: holds a run of another model: m has changed since"):
+        pipeline.run(make(model="m"), Path("run"))
+
+
+def test_a_signal_after_the_last_update_still_stops(make: Make) -> None:
+    """Too late for a checkpoint: the adapter is written, and what follows is left for the next run."""
+    caught = signals.Signals()
+    shown = stages._Shown(caught)
+
+    def event(each: Event) -> None:
+        if each.stage == "train" and each.kind == "progress" and each.done == each.total:
+            caught.received = signal.SIGTERM
+        shown.event(each)
+
+    with pytest.raises(Interrupted, match="stopped after train; run it again to go on") as ended:
+        pipeline.run(make(), Path("run"), on_event=event, stop=caught.stop)
+    assert ended.value.exit_code == 143
+    assert Path("run/adapter").is_dir()
+    assert not Path("run/eval/tuned.json").exists()
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.caught():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_label_pattern_that_misses_a_row_is_found_at_once(make: Make) -> None:
+    with pytest.raises(DataError, match=r"d.jsonl:\d+: evaluate.label .* finds no label in its answer 'answer \d'"):
+        pipeline.run(make(evaluate__label=r"(nothing)"), Path("run"))
+    assert not Path("run").exists()
 
 
 def test_nothing_else_of_a_folder_is_removed(make: Make) -> None:

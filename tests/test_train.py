@@ -229,6 +229,18 @@ def test_nan_stops_with_the_last_good_adapter(
     assert all(np.isfinite(np.array(value)).all() for value in found.arrays["adapters"].values())
 
 
+def test_the_last_good_adapter_is_the_one_before_the_update_that_broke_it(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    settings = recipe(learning_rate=1e25, schedule="constant", warmup=0)
+    with pytest.raises(TrainingError, match="not finite"):
+        train(load(), SAMPLES, [], settings, tmp_path)
+    kept = load()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    adapter.load(kept, folder)
+    assert likelihood.mean_nats(kept.net, VALID) == pytest.approx(likelihood.mean_nats(load().net, VALID), rel=1e-5)
+
+
 def test_a_validation_loss_that_is_not_finite_stops_with_the_best_adapter(
     load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def show_finding(finding: Finding, hidden: str) -> None:
     severity = click.style(f"{finding.severity:<8}", fg=COLOURS[finding.severity], bold=True)
     display.result()
     kind = KINDS.get(finding.kind, finding.kind)
-    display.result(f"{severity} {kind}, {display.count(finding.count, 'row')}: {printable(finding.detail)}")
+    display.result(f"{severity} {kind}, {display.count(finding.count, 'row')}: {on_one_line(finding.detail)}")
     more = f"and {finding.count - PLACES:,} more" if finding.count > PLACES else ""
     if finding.notes:
         pairs = zip(finding.where[:PLACES], finding.notes[:PLACES], strict=True)
@@ -103,7 +103,7 @@ def show_finding(finding: Finding, hidden: str) -> None:
     else:
         lines = [f"{', '.join(finding.where[:PLACES])} {more}".rstrip()]
     for line in lines:
-        display.result(f"         {printable(line.replace(hidden, '') if hidden else line)}")
+        display.result(f"         {on_one_line(line.replace(hidden, '') if hidden else line)}")
     display.result(click.style(f"         → {finding.advice}", dim=True))
 
 
@@ -112,7 +112,7 @@ def show_labels(labels: dict[str, int]) -> None:
     total, most = sum(labels.values()), max(labels.values())
     rows = [
         [
-            printable(label)[:LABEL_WIDTH],
+            on_one_line(label)[:LABEL_WIDTH],
             f"{count:,}",
             f"{count / total:.1%}",
             ("█" * max(1, round(count / most * BAR))).ljust(BAR),
@@ -124,9 +124,9 @@ def show_labels(labels: dict[str, int]) -> None:
         display.result(f"and {display.count(len(labels) - LABELS, 'more label')}")
 
 
-def printable(text: str) -> str:
-    """The text with control characters spelt out: what stands in a file must not steer the terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+def on_one_line(text: str) -> str:
+    """What stands in a file, harmless to the terminal and without line breaks that could pass for the report's."""
+    return display.harmless(text).replace("\n", "\\n")
 
 
 def summary(found: Audit) -> str:

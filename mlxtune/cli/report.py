@@ -1,5 +1,7 @@
 """`mlxtune report`: the report of a run folder, rebuilt from its files. Knows what to show, not how it is computed."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,12 @@ def show(report: dict[str, Any]) -> None:
     display.result(f"report  {report['paths']['report']}")
     command = words.chat_command(report)
     if command is not None:
-        display.result(f"chat    {command}")
+        display.result(f"chat    {command.replace('mlxtune', _program(), 1)}")
+
+
+def _program() -> str:
+    """How to call mlxtune here: by its name where that is found, else as it was called."""
+    return "mlxtune" if shutil.which("mlxtune") or not sys.argv[0].endswith("mlxtune") else sys.argv[0]
 
 
 @click.command("report")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mlxtune.cli import Terminated
+from mlxtune.cli import Terminated, display
 
 
 class Signals:
@@ -18,6 +18,7 @@ class Signals:
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.saving and self.received is None:
             self.received = number
+            display.note("\nstopping after this update; press Ctrl-C again to stop at once")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:
@@ -30,9 +31,10 @@ class Signals:
 
 @contextmanager
 def caught() -> Iterator[Signals]:
-    """Handles SIGINT, SIGTERM and SIGHUP inside the block."""
+    """Handles SIGINT, SIGTERM and SIGHUP inside the block, but for what is ignored, as SIGHUP is under nohup."""
     signals = Signals()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, signals.handle) for number in numbers]
     try:
         yield signals

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxtune.cli import display, signals
+from mlxtune.errors import Interrupted
 from mlxtune.report import words
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class _Shown:
             self.close()
             self.caught.saving = False
             self.line(event)
+            if self.caught.received is not None:  # it came too late for a checkpoint: the stage is done
+                raise Interrupted(
+                    f"stopped after {event.stage}", signal_number=self.caught.received, hint="run it again to go on"
+                )
 
     def line(self, event: "Event") -> None:
         label = click.style(event.stage.ljust(WIDTH), bold=event.kind == "finished", dim=event.kind == "skipped")

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxtune.data import pii
 from mlxtune.data.files import Row, scan_rows
-from mlxtune.data.formats import Chat, Example, answer_text, kept, prompt_text, to_example
+from mlxtune.data.formats import Chat, Example, answer_text, kept, last_learned, prompt_text, to_example
 from mlxtune.data.labels import find_labels
 from mlxtune.data.similar import near_pairs, normalise
 from mlxtune.errors import DataError
@@ -347,7 +347,8 @@ def _personal_data(entries: list[_Entry]) -> Iterator[Finding]:
     for entry in entries:
         in_answer = {each.entity for each in pii.find(entry.answer or "")}
         if isinstance(entry.example, Chat):
-            texts = [str(message["content"]) for message in entry.example.messages[:-1]]
+            answer = last_learned(entry.example)
+            texts = [str(each["content"]) for place, each in enumerate(entry.example.messages) if place != answer]
         else:
             texts = [entry.prompt]
         in_prompt = {each.entity for text in texts for each in pii.find(text)}

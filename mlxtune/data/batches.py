@@ -35,10 +35,18 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def in_order(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row indices of each batch for measuring: sorted by length, always the same."""
-    rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+def in_order(lengths: Sequence[int], batch_size: int, most_tokens: int | None = None) -> list[list[int]]:
+    """Row indices of each batch for measuring: sorted by length, always the same.
+
+    A batch has at most `batch_size` rows and, padding included, `most_tokens` tokens, but never less than one row.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        rows = len(batches[-1]) + 1 if batches else 0
+        if not rows or rows > batch_size or (most_tokens is not None and rows * lengths[row] > most_tokens):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def make_batch(samples: Sequence[Sample], rows: list[int], pad_multiple: int = 1) -> Batch:

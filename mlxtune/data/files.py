@@ -31,7 +31,7 @@ class Row:
 
 def resolve(name: str) -> Path:
     """The path that a recipe or flag names; `tickets` is the embedded set. Raises DataError if it does not exist."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.exists() and name == "tickets":
         return Path(str(resources.files("mlxtune") / "assets" / "tickets.jsonl"))
     if not path.exists():
@@ -63,17 +63,23 @@ def read_rows(path: Path) -> list[Row]:
     """All rows of a file. Raises DataError at the first malformed row, saying how many more there are."""
     rows, mistakes = scan_rows(path)
     if mistakes:
-        first = mistakes[0]
-        more = f" (and {len(mistakes) - 1} more such rows)" if len(mistakes) > 1 else ""
-        raise DataError(f"{first.what}{more}", where=first.where, hint=first.hint)
+        raise first_of(mistakes)
     if not rows:
         raise DataError("has no rows", where=path, hint="write one JSON object a line")
     return rows
 
 
+def first_of(mistakes: list[DataError]) -> DataError:
+    """The first of some rows' mistakes, saying how many more there are."""
+    first, more = mistakes[0], len(mistakes) - 1
+    such = f" (and {more} more such {'row' if more == 1 else 'rows'})" if more else ""
+    return DataError(f"{first.what}{such}", where=first.where, hint=first.hint)
+
+
 def scan_rows(path: Path) -> tuple[list[Row], list[DataError]]:
     """All rows of a file and all its malformed rows. Raises DataError if the file cannot be read at all."""
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise DataError(f"has the unknown suffix {path.suffix!r}", where=path, hint=f"use {', '.join(SUFFIXES)}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -82,7 +88,7 @@ def scan_rows(path: Path) -> tuple[list[Row], list[DataError]]:
         raise DataError("is not UTF-8", where=f"{path}:{line}", hint="save the file as UTF-8") from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path) from None
-    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[path.suffix]
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[suffix]
     rows: list[Row] = []
     mistakes: list[DataError] = []
     for found in read(str(path), text):

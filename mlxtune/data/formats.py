@@ -20,7 +20,10 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation: messages of `role` and `content`, and the tools offered in it."""
+    """A conversation: messages of `role` and `content`, and the tools offered in it.
+
+    An assistant's message may have the `weight` 0: it is context and not learned. With 1, or without, it is.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = field(default_factory=list)
@@ -61,7 +64,7 @@ def to_example(row: Row, data: DataRecipe) -> Example:
 
 
 def kept(row: Row, data: DataRecipe) -> bool:
-    """Whether `data.keep` keeps a row. Raises DataError if a column it names is missing."""
+    """Whether `data.keep` keeps a row; it keeps canonical ones. Raises DataError if a column it names is missing."""
     for column, values in data.keep.items():
         if column not in row.value:
             raise DataError(f"has no column `{column}`, which data.keep names", where=row.where)
@@ -79,10 +82,21 @@ def to_value(example: Example) -> dict[str, Any]:
     return {"text": example.text}
 
 
+def is_learned(message: dict[str, Any]) -> bool:
+    """Whether a message is an answer to learn: an assistant's, of a weight other than 0."""
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def last_learned(chat: Chat) -> int:
+    """The index of the last message that is learned."""
+    return max(index for index, message in enumerate(chat.messages) if is_learned(message))
+
+
 def prompt_text(example: Example) -> str:
     """What an example asks, as one text: for comparing examples, not for models."""
     if isinstance(example, Chat):
-        asked = [m for m in example.messages[:-1] if m["role"] == "user"] or example.messages[:-1]
+        before = example.messages[: last_learned(example)]
+        asked = [m for m in before if m["role"] == "user"] or before
         return "\n".join(str(m["content"]) for m in asked)
     return example.prompt if isinstance(example, Completion) else example.text
 
@@ -90,7 +104,7 @@ def prompt_text(example: Example) -> str:
 def answer_text(example: Example) -> str | None:
     """The answer that an example teaches last; None for plain text."""
     if isinstance(example, Chat):
-        return str(example.messages[-1]["content"])
+        return str(example.messages[last_learned(example)]["content"])
     return example.completion if isinstance(example, Completion) else None
 
 
@@ -153,10 +167,19 @@ def _chat(row: Row) -> Example:
             raise DataError(f"{at} has the content {message.get('content')!r}, not a text", where=row.where)
         if message["role"] == "assistant" and not message["content"].strip():
             raise DataError(f"{at}, an answer, is empty", where=row.where, hint="fill it in or delete the row")
+        weight = message.get("weight")
+        if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+            raise DataError(f"{at} has the weight {weight!r}", where=row.where, hint="use 0 or 1")
         cleaned.append({"role": message["role"], "content": message["content"]})
+        if weight is not None and message["role"] == "assistant":
+            cleaned[-1]["weight"] = int(weight)
     if cleaned[-1]["role"] != "assistant":
         raise DataError(
             f"ends with the {cleaned[-1]['role']}", where=row.where, hint="end it with an assistant's answer"
+        )
+    if not any(is_learned(message) for message in cleaned):
+        raise DataError(
+            "has no token to learn: every answer has the weight 0", where=row.where, hint="give one the weight 1"
         )
     tools = row.value.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -10,6 +10,7 @@ from mlxtune.data.formats import Example, kept, to_example, to_value
 from mlxtune.data.split import split
 from mlxtune.errors import DataError, RecipeError
 from mlxtune.recipe import DataRecipe
+from mlxtune.rundir import RunDir
 
 Rows = list[tuple[Row, Example]]
 
@@ -23,7 +24,13 @@ def files_of(data: DataRecipe) -> dict[str, Path]:
 
 
 def read_examples(path: Path, data: DataRecipe) -> Rows:
-    """The rows of a file that `data.keep` keeps. Raises DataError if none is left."""
+    """The rows of a file that `data.keep` keeps. Raises DataError if none is left.
+
+    The rows in a run's own `data/` have been kept and filled in before, so they are taken as they are.
+    """
+    run = RunDir(path.absolute().parent.parent)
+    if path.absolute().parent == run.data and run.recipe.is_file():
+        data = DataRecipe()
     rows = [(row, to_example(row, data)) for row in read_rows(path) if kept(row, data)]
     if not rows:
         raise DataError("has no row that data.keep keeps", where=path, hint="check its columns and values")

@@ -12,9 +12,9 @@ from typing import Any
 
 import jinja2
 
-from mlxtune.data.files import Row
-from mlxtune.data.formats import Chat, Completion, Example, Text
-from mlxtune.errors import DataError
+from mlxtune.data.files import Row, first_of
+from mlxtune.data.formats import Chat, Completion, Example, Text, is_learned
+from mlxtune.errors import DataError, ModelError
 from mlxtune.recipe import DataRecipe
 
 
@@ -22,7 +22,8 @@ from mlxtune.recipe import DataRecipe
 class Sample:
     """Tokens of one row; `trained[t]` says whether token t is a target. Both have length T.
 
-    The last answer's text is `answer`, and the `prompt_length` tokens before it ask for it (None and 0: plain text).
+    The last learned answer's text is `answer`, and the `prompt_length` tokens before it ask for it; plain text has
+    None and 0.
     """
 
     where: str
@@ -55,16 +56,20 @@ def render(
 ) -> Rendered:
     """Samples of all rows. `tokenizer` is a fast tokenizer of transformers, `ends` its end-of-turn tokens.
 
-    Raises DataError for a row that cannot be rendered exactly, and for rows longer than `max_seq_length` tokens
-    unless `data.too_long` is `drop`.
+    An answer of weight 0 is never learned, also with `data.mask_prompt` false. Raises DataError for a row that cannot
+    be rendered exactly, and for rows longer than `max_seq_length` tokens unless `data.too_long` is `drop`; ModelError
+    for a tokenizer that does not say where its tokens stand in the text.
     """
     added = {token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     controls = list(added.values())
     closing = {*ends, *added, *tokenizer.all_special_ids}
+    unreadable = [error for row, example in rows if (error := _unreadable(row.where, example, controls)) is not None]
+    if unreadable:
+        raise first_of(unreadable)
     samples: list[Sample] = []
     too_long: list[tuple[str, int]] = []
     for done, (row, example) in enumerate(rows, start=1):
-        sample = _sample(row.where, example, tokenizer, closing, controls, data.mask_prompt)
+        sample = _sample(row.where, example, tokenizer, closing, data.mask_prompt)
         if len(sample.tokens) > max_seq_length:
             too_long.append((row.where, len(sample.tokens)))
         else:
@@ -80,44 +85,34 @@ def render(
     return Rendered(samples, [where for where, _ in too_long])
 
 
-def _sample(
-    where: str, example: Example, tokenizer: Any, closing: set[int], controls: list[str], mask_prompt: bool
-) -> Sample:
-    _refuse_unreadable(where, example, controls)
+def _sample(where: str, example: Example, tokenizer: Any, closing: set[int], mask_prompt: bool) -> Sample:
     if isinstance(example, Text):
         tokens = [*_plain(tokenizer, example.text), _end_of_text(where, tokenizer)]
         return Sample(where, tokens, [False] + [True] * (len(tokens) - 1), 0, None)
     if isinstance(example, Completion) and tokenizer.chat_template is None:
-        sample = _plain_completion(where, example, tokenizer)
-    else:
-        chat = example if isinstance(example, Chat) else _as_chat(example)
-        sample = _chat(where, chat, tokenizer, closing)
-    if mask_prompt:
-        return sample
-    return Sample(
-        where, sample.tokens, [False] + [True] * (len(sample.tokens) - 1), sample.prompt_length, sample.answer
-    )
+        return _plain_completion(where, example, tokenizer, mask_prompt)
+    chat = example if isinstance(example, Chat) else _as_chat(example)
+    return _chat(where, chat, tokenizer, closing, mask_prompt)
 
 
 def _as_chat(example: Completion) -> Chat:
     return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
 
 
-def _refuse_unreadable(where: str, example: Example, controls: list[str]) -> None:
+def _unreadable(where: str, example: Example, controls: list[str]) -> DataError | None:
+    """What keeps a row's texts from being read as they stand."""
     texts = (
         [str(message["content"]) for message in example.messages]
         if isinstance(example, Chat)
         else [example.prompt, example.completion] if isinstance(example, Completion) else [example.text]
     )  # fmt: skip
     if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-        raise DataError("holds half a character (a lone surrogate)", where=where, hint="delete it")
+        return DataError("holds half a character (a lone surrogate)", where=where, hint="delete it")
     for text, control in itertools.product(texts, controls):
         if control in text:
-            raise DataError(
-                f"holds the text {control!r}, which this tokenizer reads as a control token",
-                where=where,
-                hint="delete it",
-            )
+            what = f"holds the text {control!r}, which this tokenizer reads as a control token"
+            return DataError(what, where=where, hint="delete it")
+    return None
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:
@@ -132,7 +127,7 @@ def _end_of_text(where: str, tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _plain_completion(where: str, example: Completion, tokenizer: Any) -> Sample:
+def _plain_completion(where: str, example: Completion, tokenizer: Any, mask_prompt: bool) -> Sample:
     prompt = _plain(tokenizer, example.prompt)
     tokens = _plain(tokenizer, example.prompt + example.completion)
     if tokens[: len(prompt)] != prompt:
@@ -142,24 +137,28 @@ def _plain_completion(where: str, example: Completion, tokenizer: Any) -> Sample
             hint="move the space from the prompt's end to the answer's start",
         )
     tokens = [*tokens, _end_of_text(where, tokenizer)]
-    trained = [position >= len(prompt) for position in range(len(tokens))]
+    trained = [position >= (len(prompt) if mask_prompt else 1) for position in range(len(tokens))]
     return Sample(where, tokens, trained, len(prompt), example.completion)
 
 
-def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int]) -> Sample:
+def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int], mask_prompt: bool) -> Sample:
     if tokenizer.chat_template is None:
         raise DataError(
             "has messages, but the tokenizer has no chat template",
             where=where,
             hint="use prompt/completion rows, or a model made for chat",
         )
+    if not tokenizer.is_fast:
+        raise ModelError("has no fast tokenizer (tokenizer.json), which exact masks need", where=tokenizer.name_or_path)
     text = _template(where, chat, chat.messages, tokenizer, ask=False)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    trained = [False] * len(tokens)
+    trained = [not mask_prompt and position > 0 for position in range(len(tokens))]
     prompt_length, answer = 0, None
     for number, message in enumerate(chat.messages):
-        if message["role"] != "assistant":
+        learned = is_learned(message)
+        # where nothing else is learned, an answer of weight 0 need not be found: it may be one that cannot be
+        if message["role"] != "assistant" or (mask_prompt and not learned):
             continue
         asked = _template(where, chat, chat.messages[:number], tokenizer, ask=True)
         if not text.startswith(asked):
@@ -170,28 +169,33 @@ def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int]) -> Sample:
                 if number + 1 < len(chat.messages)
                 else "put a system prompt into the question, or set data.chat_template to one without thoughts",
             )
-        answer = message["content"]
-        start = len(asked) + _find_answer(where, number, text[len(asked) :], answer)
-        last = _end_of_turn(where, number, offsets, tokens, start + len(answer.strip()), text, closing)
+        content = message["content"]
+        start = len(asked) + _find_answer(where, number, text[len(asked) :], content)
+        last = _end_of_turn(where, number, offsets, tokens, start + len(content.strip()), text, closing)
         prompt = tokenizer.encode(asked, add_special_tokens=False)
-        prompt_length = len(prompt)
+        first = len(prompt)
         # a control token may take the white space behind it with it, as in Phi-3: then the answer starts later
-        if tokens[:prompt_length] != prompt or offsets[prompt_length][0] > start:
+        if tokens[:first] != prompt or offsets[first][0] > start:
             raise DataError(
                 f"message {number + 1}: its beginning and the end of the generation prompt make one token",
                 where=where,
-                hint="delete the white space at the start of this answer" if answer[:1].isspace() else None,
+                hint="delete the white space at the start of this answer" if content[:1].isspace() else None,
             )
-        trained[prompt_length : last + 1] = [True] * (last + 1 - prompt_length)
+        trained[first : last + 1] = [learned] * (last + 1 - first)
+        if learned:
+            prompt_length, answer = first, content
+    if answer is None:
+        raise DataError("has no token to learn", where=where, hint="give it an answer or delete it")
     return Sample(where, tokens, trained, prompt_length, answer)
 
 
 def _template(where: str, chat: Chat, messages: list[dict[str, Any]], tokenizer: Any, *, ask: bool) -> str:
     """The template's text. Answers of examples hold no thoughts, so a template that can ask without them does."""
+    shown = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages, tools=chat.tools or None, add_generation_prompt=ask, tokenize=False, enable_thinking=False
+                shown, tools=chat.tools or None, add_generation_prompt=ask, tokenize=False, enable_thinking=False
             )
         )
     except (jinja2.TemplateError, ValueError, TypeError) as error:

@@ -3,7 +3,7 @@
 `settings` has the fields, `build` checks values, `files` reads and writes YAML, `mlx_lm` reads mlx-lm's files.
 """
 
-from mlxtune.recipe.build import build, check_quantization
+from mlxtune.recipe.build import build, check_quantization, differences
 from mlxtune.recipe.files import dump, load, parse_yaml, read_yaml, reference, to_dict
 from mlxtune.recipe.settings import (
     DataRecipe,
@@ -29,6 +29,7 @@ __all__ = [
     "all_settings",
     "build",
     "check_quantization",
+    "differences",
     "dump",
     "fields_of",
     "load",

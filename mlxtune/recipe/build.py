@@ -273,3 +273,20 @@ def _check_range(value: Any, metadata: Mapping[str, Any], place: str) -> None:
             raise RecipeError(f"is {value}", where=place, hint=f"give {bound}")
         if high is not None and value > high:
             raise RecipeError(f"is {value}", where=place, hint=f"give at most {high}")
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """What differs between two recipes, such as `train.iters: 3 there, 5 here`."""
+    first, second = _flat(dataclasses.asdict(one)), _flat(dataclasses.asdict(other))
+    keys = [key for key in first | second if first.get(key) != second.get(key)]
+    return [f"{key}: {first.get(key)!r} there, {second.get(key)!r} here" for key in keys]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key != "keep":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -199,7 +199,7 @@ def _samples(evaluations: dict[str, dict[str, Any] | None]) -> dict[str, Any] | 
     compared = [(_is_right(now), _is_right(then)) for now, then in pairs if then is not None]
     return {
         "column": column,
-        "measure": "label" if "right" in rows[0] else "exact match",
+        "measure": "label" if any(each.get("right") is not None for each in rows) else "exact match",
         "rows": len(rows),
         "wrong": len(wrong),
         "newly_right": sum(now and not then for now, then in compared) if compared else None,
@@ -210,7 +210,8 @@ def _samples(evaluations: dict[str, dict[str, Any] | None]) -> dict[str, Any] | 
 
 def _is_right(prediction: dict[str, Any]) -> bool:
     """By its label where the evaluation compared labels (`right`), else by the exact text."""
-    return bool(prediction.get("right", prediction["exact"]))
+    right = prediction.get("right")
+    return bool(prediction["exact"] if right is None else right)
 
 
 def _sample(now: dict[str, Any], then: dict[str, Any] | None) -> dict[str, Any]:

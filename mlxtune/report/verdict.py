@@ -57,7 +57,9 @@ def verdict(
     sentences = [_change(metric, first, last, outcome), *_beside(metric, base, after, outcome)]
     if training is not None and training["best_step"] == 0 and training["best_valid_loss"] is not None:
         sentences.append("No update of the training improved the validation loss, so the adapter changes nothing.")
-    sentences += _fusing(metric, tuned, fused, fuse, outcome)
+    by_loss = compare(base["loss"], after["loss"]) if "loss" in base and "loss" in after else UNKNOWN
+    gained = outcome == BETTER or (outcome == UNCLEAR and by_loss == BETTER)
+    sentences += _fusing(metric, tuned, fused, fuse, gained)
     return outcome, " ".join(sentences)
 
 
@@ -100,14 +102,16 @@ def _beside(metric: str, base: dict[str, Score], after: dict[str, Score], outcom
 
 
 def _fusing(
-    metric: str, tuned: dict[str, Score], fused: dict[str, Score], fuse: dict[str, Any] | None, outcome: str
+    metric: str, tuned: dict[str, Score], fused: dict[str, Score], fuse: dict[str, Any] | None, gained: bool
 ) -> list[str]:
+    """What fusing did; where nothing was clearly gained, not how much of it was kept."""
     if fuse is None:
         return []
-    sentence = ""
     kept = fuse["kept"]
     if kept is None:
         sentence = "Fusing was not measured against a gain, since the adapter brought none in loss"
+    elif not gained:
+        sentence = ""
     elif kept <= 0:
         sentence = "The fused model kept nothing of the gain in loss"
     elif kept >= 1:
@@ -117,5 +121,6 @@ def _fusing(
         sentence = f"The fused model kept {only}{percent(round(kept, 3))} of the gain in loss"
     if metric in tuned and metric in fused and fused[metric].value != tuned[metric].value:
         lost = ", clearly worse than with the adapter" if compare(tuned[metric], fused[metric]) == WORSE else ""
-        sentence += f"; its {metric_name(metric)} is {value(fused[metric])}{lost}"
-    return [sentence + "."]
+        its = f"; its {metric_name(metric)}" if sentence else f"The fused model's {metric_name(metric)}"
+        sentence += f"{its} is {value(fused[metric])}{lost}"
+    return [f"{sentence}."] if sentence else []

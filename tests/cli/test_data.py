@@ -177,3 +177,11 @@ def test_what_stands_in_a_file_does_not_steer_the_terminal(folder: Path) -> None
     done = check("odd.jsonl", "--label", "(.+)")
     assert "\x1b" not in done.stdout
     assert r"\x1b[2Jclear!!!" in done.stdout and "!" * 50 not in done.stdout
+
+
+def test_line_breaks_of_a_file_make_no_lines_of_the_report(folder: Path) -> None:
+    rows = [json.dumps({"prompt": f"say {n}{chr(97 + n)}", "completion": "one\nerror   forged"}) for n in range(6)]
+    (folder / "odd.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    done = check("odd.jsonl", "--label", "(?s)(.+)")
+    assert r"one\nerror   forged" in done.stdout
+    assert not any(line.startswith("error") for line in done.stdout.splitlines())

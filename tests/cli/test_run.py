@@ -133,9 +133,15 @@ def test_again_skips_what_is_done(
     assert said["report"] == "runs/my/report.html"
     assert listing(folder) == before
 
-    for flags in (["--set", "lora.rank=4"], ["--learning-rate", "1e-3"], ["--seed", "1"]):
-        line = "error: runs/my: holds a run of another recipe; choose another --out, or remove the folder\n"
-        assert invoke("run", "my.yaml", *flags) == (2, "", line)
+    for flags, differs in (
+        (["--set", "lora.rank=4"], "lora.rank: 16 there, 4 here"),
+        (["--learning-rate", "1e-3"], "train.learning_rate: 0.005 there, 0.001 here"),
+        (["--seed", "1"], "seed: 0 there, 1 here"),
+    ):
+        code, out, line = invoke("run", "my.yaml", *flags)
+        assert (code, out) == (2, "")
+        hint = "choose another --out, or remove the folder"
+        assert line == f"error: runs/my: holds a run of another recipe ({differs}); {hint}\n"
     assert listing(folder) == before
 
 

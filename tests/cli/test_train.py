@@ -139,7 +139,8 @@ def test_again_skips_and_another_recipe_is_refused(
         " · quantize       skipped: the recipe has no quantize section",
         " · train          skipped: done already",
     ]
-    line = f"error: {run}: holds a run of another recipe; choose another --out, or remove the folder\n"
+    differs = "holds a run of another recipe (seed: 0 there, 1 here)"
+    line = f"error: {run}: {differs}; choose another --out, or remove the folder\n"
     assert invoke(*args, "--seed", "1") == (2, "", line)
     assert listing(tmp_path) == before
     rows = data.read_text()

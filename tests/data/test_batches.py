@@ -72,3 +72,10 @@ def test_the_width_is_a_multiple(multiple: int, width: int) -> None:
     assert batch.tokens.shape == batch.trained.shape == (2, width)
     assert batch.tokens[0].tolist() == [5, 6, 7] + [0] * (width - 3)
     assert batch.trained.sum() == 2 + 4
+
+
+def test_measuring_batches_hold_at_most_so_many_tokens() -> None:
+    lengths = [5, 1, 9, 3, 3, 20]
+    assert in_order(lengths, 4) == [[1, 3, 4, 0], [2, 5]]
+    assert in_order(lengths, 4, most_tokens=9) == [[1, 3, 4], [0], [2], [5]]  # padding counts; a long row stands alone
+    assert in_order([], 4) == []

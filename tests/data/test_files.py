@@ -117,3 +117,12 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     write(tmp_path / "val.jsonl", "")
     with pytest.raises(DataError, match=r"has val.jsonl and validation.jsonl for the valid split; keep one of them"):
         split_files(tmp_path)
+
+
+def test_home_and_capital_suffixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "A.JSONL", '{"text": "one"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/A.JSONL") == path
+    assert read_rows(path) == [Row(str(path), 1, {"text": "one"})]
+    with pytest.raises(DataError, match="^~/gone.jsonl: no such file or folder"):
+        resolve("~/gone.jsonl")

@@ -101,3 +101,27 @@ def test_keep_compares_as_text() -> None:
     assert not kept(row, DataRecipe(keep={"label": ["3"], "split": ["test"]}))
     with pytest.raises(DataError, match="a.jsonl:1: has no column `lang`, which data.keep names"):
         kept(row, DataRecipe(keep={"lang": ["en"]}))
+
+
+def test_weights_stay_on_answers() -> None:
+    unlearned = {**ANSWER, "weight": 0}
+    later = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you", "weight": 0}]
+    found = example({"messages": [{**USER, "weight": 0}, unlearned, USER, {**ANSWER, "weight": 1}, *later]})
+    assert found == Chat([USER, unlearned, USER, {**ANSWER, "weight": 1}, *later])
+    assert example(to_value(found)) == found
+    # what is asked and answered is what is learned
+    assert (prompt_text(found), answer_text(found)) == ("Hi\nHi", "Hello")
+    assert example({"messages": [{**USER, "weight": None}, {**ANSWER, "weight": None}]}) == Chat([USER, ANSWER])
+
+
+@pytest.mark.parametrize("weight", [2, -1, 0.5, "0", True, [0]])
+def test_other_weights_are_refused(weight: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        example({"messages": [USER, {**ANSWER, "weight": weight}]})
+    assert str(caught.value) == f"a.jsonl:3: message 2 has the weight {weight!r}; use 0 or 1"
+
+
+def test_a_row_without_an_answer_to_learn_is_refused() -> None:
+    unlearned = {**ANSWER, "weight": 0}
+    with pytest.raises(DataError, match="^a.jsonl:3: has no token to learn: every answer has the weight 0"):
+        example({"messages": [USER, unlearned, USER, unlearned]})

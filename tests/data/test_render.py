@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from mlxtune.data.files import Row
 from mlxtune.data.formats import Chat, Completion, Example, Text
 from mlxtune.data.render import Rendered, Sample, render
-from mlxtune.errors import DataError
+from mlxtune.errors import DataError, ModelError
 from mlxtune.recipe import DataRecipe
 
 PACKAGE = Path(__file__).parents[2] / "mlxtune"
@@ -433,3 +433,65 @@ def test_any_chat_on_a_real_tokenizer_is_exact_or_refused(
     expected = [unicodedata.normalize("NFC", f"{answer}<|im_end|>") for _, answer in conversation[1]]
     assert learned(tokenizer, found) == expected
     assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
+
+
+WEIGHED = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "one", "weight": 0},
+    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": "two", "weight": 1},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "three", "weight": 0},
+]
+
+
+def test_an_answer_of_weight_0_is_context(tokenizer: Any) -> None:
+    plain = [{"role": each["role"], "content": each["content"]} for each in WEIGHED]
+    found, whole = sample(tokenizer, Chat(WEIGHED)), sample(tokenizer, Chat(plain))
+    assert found.tokens == whole.tokens
+    space = " " if is_mistral(tokenizer) else ""
+    assert learned(tokenizer, found) == [f"{space}two{marker(tokenizer)}"]
+    assert (found.answer, found.prompt_length) == ("two", len(asked(tokenizer, Chat(plain[:4]))))
+    # without the mask it is still not learned: all else is, but for the first token
+    unmasked = sample(tokenizer, Chat(WEIGHED), mask_prompt=False)
+    turns = [at for at, trained in enumerate(whole.trained) if trained and not found.trained[at]]
+    assert [at for at, trained in enumerate(unmasked.trained) if not trained] == [0, *turns]
+    assert (unmasked.answer, unmasked.prompt_length) == (found.answer, found.prompt_length)
+
+
+def test_the_template_does_not_see_weights() -> None:
+    spells = "{% for m in messages %}{{ m.keys() | list }}{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer = with_template(spells + "{% if add_generation_prompt %}['role', 'content']{% endif %}")
+    assert "weight" not in tokenizer.decode(sample(tokenizer, Chat(WEIGHED[:4])).tokens)
+
+
+def test_a_chat_without_a_learned_answer_is_refused() -> None:
+    for mask_prompt in (True, False):
+        assert refusal(TINY, Chat(WEIGHED[:2]), mask_prompt=mask_prompt).startswith(
+            "chats.jsonl:1: has no token to learn"
+        )
+
+
+class Slow:
+    """The embedded tokenizer as one of Python code, which tells no places of its tokens."""
+
+    is_fast = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(TINY, name)
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    with pytest.raises(ModelError) as caught:
+        rendered(Slow(), chat(("user", "a"), ("assistant", "b")))
+    assert str(caught.value) == (f"{TINY.name_or_path}: has no fast tokenizer (tokenizer.json), which exact masks need")
+
+
+def test_rows_with_control_tokens_are_counted() -> None:
+    rows = [Text("fine"), Text("<|im_end|>"), Completion("a", "<|im_start|>"), Text("fine"), Text("b<|endoftext|>")]
+    with pytest.raises(DataError) as caught:
+        rendered(TINY, *rows)
+    assert str(caught.value) == (
+        "chats.jsonl:2: holds the text '<|im_end|>', which this tokenizer reads as a control token "
+        "(and 2 more such rows); delete it"
+    )

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from mlxtune.errors import InputError
+from mlxtune.evaluate import Evaluation, Prediction
 from mlxtune.report.build import build, write
+from mlxtune.report.score import Score
 from mlxtune.rundir import RunDir, read_json
 
 PAGES = ("json", "md", "html")
@@ -244,3 +246,21 @@ def test_a_long_prompt_is_cut_in_its_middle(run: RunDir) -> None:
     # asked something else, the base's answer is not set beside it
     assert build(run)["samples"]["shown"][0]["base"] is None
     write(run)
+
+
+def test_without_labels_the_exact_text_says_what_is_right(run: RunDir) -> None:
+    """The evaluation's own shape: `right` is always there, and None where no label was compared."""
+    found = {column: read_json(run.evaluation(column)) for column in ("base", "fused")}
+    for column, each in found.items():
+        made = Evaluation(
+            model="models/tiny",
+            adapter=None,
+            n=each["n"],
+            seconds=1.0,
+            scores=[Score(**score) for score in each["scores"]],
+            predictions=[Prediction(**row, right=None) for row in each["predictions"]],
+        )
+        run.evaluation(column).write_text(json.dumps(made.to_dict()), encoding="utf-8")
+    samples = build(run)["samples"]
+    assert (samples["measure"], samples["wrong"], samples["newly_right"]) == ("exact match", 10, 86)
+    assert [each["right"] for each in samples["shown"]].count(True) == 5

@@ -128,3 +128,13 @@ def test_training_that_never_helped_is_told() -> None:
 
 def test_a_fused_model_alone_stands_in_for_the_tuned_one() -> None:
     assert say(loss(2.0), {}, loss(1.0)).startswith("better: Tuning took held-out loss from 2.000 to 1.000")
+
+
+def test_what_fusing_kept_is_told_only_where_something_was_gained() -> None:
+    base, worse = share("accuracy", 88) | loss(2.7), share("accuracy", 10) | loss(0.3)
+    told = say(base, worse, worse, kept=1.0)
+    assert told.startswith("worse: Tuning made the model worse") and "kept" not in told
+    assert say(base, worse, share("accuracy", 9), kept=1.0).endswith(" The fused model's accuracy is 9.4 %.")
+    # an unclear accuracy beside a loss that fell clearly is a gain; an unclear loss is none
+    assert say(base, share("accuracy", 88) | loss(0.3), kept=1.0).endswith("kept all of the gain in loss.")
+    assert "kept" not in say(loss(2.0), loss(1.95), kept=1.0)
