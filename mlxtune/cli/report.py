@@ -31,7 +31,10 @@ def show(report: dict[str, Any]) -> None:
 
 def _program() -> str:
     """How to call mlxtune here: by its name where that is found, else as it was called."""
-    return "mlxtune" if shutil.which("mlxtune") or not sys.argv[0].endswith("mlxtune") else sys.argv[0]
+    called = Path(sys.argv[0])
+    if shutil.which("mlxtune") or called.name != "mlxtune":
+        return "mlxtune"
+    return str(called.relative_to(Path.cwd())) if called.is_relative_to(Path.cwd()) else str(called)
 
 
 @click.command("report")
