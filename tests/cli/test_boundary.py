@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,7 @@ def test_signals(number: int, code: int, err: str) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # into the wait: an interrupt inside a callback of the interpreter would be lost
         process.send_signal(number)
         out, shown = process.communicate(timeout=60)
     assert (process.returncode, out, shown) == (code, "", err)
