@@ -62,7 +62,11 @@ def test_into_a_quantized_base(
         value = json.loads(printed)
         assert value == json.loads((out / "fuse.json").read_text())
         assert (value["path"], value["layers"], value["bits"], value["rows"]) == (str(out), 21, bits, 4)
-        assert value["kept"] >= (0.9 if bits != 4 else 0)
+        if bits == 4:  # the default takes it exactly where it keeps 90 %, and else writes nothing
+            taken = invoke(*args, "--save-path", tmp_path / "default")[0] == 0
+            assert taken == (value["kept"] >= 0.9) == (tmp_path / "default").exists()
+        else:
+            assert value["kept"] >= 0.9
         assert value["bytes"] == (out / "model.safetensors").stat().st_size
         sizes[name] = value["bytes"]
         # mlx-lm multiplies packed weights, mlxtune expands them first: the same sums in another order
