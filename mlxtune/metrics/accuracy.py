@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mlxtune.data.labels import label_in
 from mlxtune.errors import DataError
-from mlxtune.metrics.intervals import wilson
+from mlxtune.metrics.intervals import share
 from mlxtune.report.score import Score
 
 
@@ -26,13 +26,4 @@ def accuracy(answers: Sequence[str], expected: Sequence[str], label_pattern: str
                 hint="change the pattern or that row's answer",
             )
         right += label_in(given, label_pattern) == label
-    low, high = wilson(right, len(answers))
-    return Score(
-        metric="accuracy",
-        value=right / len(answers),
-        unit="share",
-        ci_low=low,
-        ci_high=high,
-        n=len(answers),
-        better="higher",
-    )
+    return share("accuracy", right, len(answers))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mlxtune.errors import DataError
-from mlxtune.metrics.intervals import wilson
+from mlxtune.metrics.intervals import share
 from mlxtune.report.score import Score
 
 
@@ -20,13 +20,4 @@ def exact_match(answers: Sequence[str], expected: Sequence[str]) -> Score:
     if not answers:
         raise DataError("there are no rows to score")
     right = sum(is_exact(given, wanted) for given, wanted in zip(answers, expected, strict=True))
-    low, high = wilson(right, len(answers))
-    return Score(
-        metric="exact_match",
-        value=right / len(answers),
-        unit="share",
-        ci_low=low,
-        ci_high=high,
-        n=len(answers),
-        better="higher",
-    )
+    return share("exact_match", right, len(answers))

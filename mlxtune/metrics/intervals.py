@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlxtune.report.score import Score
+
 Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 DRAWS_AT_ONCE = 1_000_000  # bounds the memory of the bootstrap, whatever the number of rows
 
@@ -49,3 +51,9 @@ def bootstrap_ratio(
         ratios.append(over[drawn].sum(axis=1) / under[drawn].sum(axis=1))
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
+
+
+def share(metric: str, right: int, n: int) -> Score:
+    """The Score of `right` out of `n` rows, as a share in [0, 1] with Wilson's interval."""
+    low, high = wilson(right, n)
+    return Score(metric=metric, value=right / n, unit="share", ci_low=low, ci_high=high, n=n, better="higher")
