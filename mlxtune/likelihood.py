@@ -1,12 +1,15 @@
 """How likely a network finds the supervised tokens of a batch, in nats. Knows batches and nets, not training."""
 
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxtune.data.batches import in_order, make_batch
+from mlxtune import machine
+from mlxtune.data.batches import Batch, in_order, make_batch
 from mlxtune.data.render import Sample
 
 LOGITS_BYTES = 500_000_000  # float32 logits of a batch at most; a long row may take more
@@ -25,6 +28,36 @@ def row_nats(net: nn.Module, tokens: mx.array, trained: mx.array) -> mx.array:
     return mx.where(trained[:, 1:], nats, 0.0).sum(axis=-1)
 
 
+def in_parts(batch: Batch, function: Callable[[mx.array, mx.array], Any]) -> list[Any]:
+    """`function(tokens, trained)`, evaluated, of each part of a batch's rows: one on a GPU, one for each core on a CPU.
+
+    The parts are computed at once, each on a stream of its own, with their share of the BLAS's threads.
+    """
+    cores = machine.usable_cores()
+    parts = min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores))
+    if parts == 1:
+        made = [function(mx.array(batch.tokens), mx.array(batch.trained))]
+        mx.eval(made)
+        return made
+    made = []
+    for stream, rows in zip(_streams(parts), np.array_split(np.arange(len(batch.tokens)), parts), strict=True):
+        with mx.stream(stream):
+            made.append(function(mx.array(batch.tokens[rows]), mx.array(batch.trained[rows])))
+    with machine.blas_threads(cores // parts):
+        mx.eval(made)
+    return made
+
+
+_OWN = threading.local()  # MLX lets only the thread that made a stream use it
+
+
+def _streams(count: int) -> list[mx.Stream]:
+    """Streams of the CPU that this thread keeps, since MLX never gives one back."""
+    made: list[mx.Stream] = _OWN.__dict__.setdefault("streams", [])
+    made += [mx.new_stream(mx.Device(mx.cpu)) for _ in range(count - len(made))]
+    return made[:count]
+
+
 def measure(
     net: nn.Module, samples: Sequence[Sample], batch_size: int = 8, on_row: Callable[[int], None] = lambda done: None
 ) -> list[float]:
@@ -36,8 +69,8 @@ def measure(
     done = 0
     for rows in in_order([len(sample.tokens) for sample in samples], batch_size, most_tokens):
         batch = make_batch(samples, rows)
-        found = np.array(row_nats(net, mx.array(batch.tokens), mx.array(batch.trained)))
-        for row, value in zip(rows, found, strict=True):
+        found = in_parts(batch, lambda tokens, trained: row_nats(net, tokens, trained))
+        for row, value in zip(rows, np.concatenate([np.array(part) for part in found]), strict=True):
             nats[row] = float(value)
         done += len(rows)
         on_row(done)

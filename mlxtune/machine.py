@@ -4,17 +4,20 @@ The only place with device-specific code. Decisions are pure functions of given 
 `prepare` must run before `mlx.core` is imported; importing this module imports no mlx.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 OPENBLAS_NAMES = ("libopenblas.so.0", "libopenblas.so")
+REFERENCE_BLAS = "reference BLAS"
 OPENBLAS_HINT = "install one with `apt-get install libopenblas0` (Debian, Ubuntu) or `dnf install openblas` (Fedora)"
 
 
@@ -39,11 +42,13 @@ class ComputePolicy:
     """How to compute on a machine.
 
     float32: weights are held in float32 whatever they are stored in; expand: a quantized base is expanded as well;
-    compile: graphs go through `mx.compile`; pad_multiple: row lengths are padded to a multiple of it.
+    spread: matrices are held with a gap behind each row (see `precision.spread`); compile: graphs go through
+    `mx.compile`; pad_multiple: row lengths are padded to a multiple of it.
     """
 
     float32: bool
     expand: bool
+    spread: bool
     compile: bool
     pad_multiple: int
 
@@ -75,7 +80,7 @@ def blas_name() -> str:
         # numpy carries an OpenBLAS of its own under other symbol names; MLX never calls that one
         if name.startswith("libopenblas"):
             return f"OpenBLAS ({name})"
-    return "reference BLAS"
+    return REFERENCE_BLAS
 
 
 def facts() -> Machine:
@@ -119,7 +124,7 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def compute_policy(*, device: str, memory_bytes: int, float32_bytes: int) -> ComputePolicy:
+def compute_policy(*, device: str, memory_bytes: int, float32_bytes: int, blas: str) -> ComputePolicy:
     """The policy for a model whose weights take `float32_bytes` when held in float32.
 
     On a CPU only float32 matmul goes through BLAS, so everything is computed in float32 and a quantized base is
@@ -128,16 +133,53 @@ def compute_policy(*, device: str, memory_bytes: int, float32_bytes: int) -> Com
     """
     if device == "cpu":
         fits = float32_bytes <= 0.6 * memory_bytes
-        return ComputePolicy(float32=fits, expand=fits, compile=False, pad_multiple=1)
-    return ComputePolicy(float32=False, expand=False, compile=True, pad_multiple=32)
+        return ComputePolicy(
+            float32=fits, expand=fits, spread=fits and blas == REFERENCE_BLAS, compile=False, pad_multiple=1
+        )
+    return ComputePolicy(float32=False, expand=False, spread=False, compile=True, pad_multiple=32)
 
 
-def configure() -> None:
-    """Sets what holds for the whole process: no `mx.compile` on a CPU, where each new graph costs a compiler run."""
+def policy_here(parameters: int) -> ComputePolicy:
+    """The policy of this machine for a model of so many parameters."""
+    return compute_policy(
+        device=device_kind(), memory_bytes=memory_bytes(), float32_bytes=4 * parameters, blas=blas_name()
+    )
+
+
+def batch_parts(device: str, cores: int) -> int:
+    """Parts of a batch that are computed at once: on a CPU, MLX gives each operation one core."""
+    return cores if device == "cpu" else 1
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Lets OpenBLAS use `count` threads for each product inside the block; does nothing for another BLAS."""
+    try:
+        blas = ctypes.CDLL(None)
+        get, use = blas.openblas_get_num_threads, blas.openblas_set_num_threads
+    except (AttributeError, OSError):
+        yield
+        return
+    before = get()
+    use(count)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def configure(save_memory: bool = False) -> None:
+    """Sets what holds for the whole process on a CPU: no `mx.compile`, where each new graph costs a compiler run.
+
+    And MLX walks a graph breadth first, unless that is to `save_memory`: in its usual order it hands out the operations
+    of one stream before those of the next, so that the parts of a batch wait for each other; but gradient
+    checkpointing saves less breadth first. MLX asks for the width once, so the first call in a process decides.
+    """
     import mlx.core as mx
 
     if device_kind() == "cpu":
         mx.disable_compile()
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "20" if save_memory else "100000")
 
 
 def measure_matmul_gflops(size: int = 1024, seconds: float = 0.3) -> float:

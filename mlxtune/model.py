@@ -144,10 +144,7 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     check_vocabulary(tokenizer, config.get("vocab_size"), path)
     _check_finite(net, path)
     if not stored:
-        policy = machine.compute_policy(
-            device=machine.device_kind(), memory_bytes=machine.memory_bytes(), float32_bytes=4 * parameter_count(net)
-        )
-        net = for_compute(net, policy)
+        net = for_compute(net, machine.policy_here(parameter_count(net)))
     net.eval()
     mx.eval(net.parameters())
     return LanguageModel(net=net, tokenizer=tokenizer, config=config, path=path)

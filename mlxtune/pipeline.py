@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxtune import adapter, hub, model, origin
+from mlxtune import adapter, hub, machine, model, origin
 from mlxtune import recipe as recipes
 from mlxtune.convert import convert
 from mlxtune.data import load
@@ -69,6 +69,7 @@ def run(
 
     Raises OutputError if `out` holds another recipe's run or another process works in it, and what the verbs raise.
     """
+    machine.configure(save_memory=recipe.train.grad_checkpoint)
     folder = RunDir(out)
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
     origin.refuse_other(folder, recipe, files)

@@ -25,7 +25,21 @@ def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
         net.set_dtype(mx.float32)
     if policy.expand:
         dequantize(net, mx.float32 if policy.float32 else None)
+    if policy.spread:
+        spread(net)
     return net
+
+
+def spread(net: nn.Module) -> None:
+    """Holds the matrices of `net` with a gap of one element behind each row; their values stay.
+
+    The reference BLAS multiplies by a transposed matrix, as every linear layer does, at half its speed (3.1 against
+    6.2 GFLOP/s measured). MLX hands it a matrix or the transpose of one as it lies in memory, and copies what lies
+    otherwise, which is quick, into rows that are multiplied at full speed, forward and backward.
+    """
+    layers = [each for each in net.modules() if isinstance(each, nn.Linear | nn.Embedding)]
+    for layer in layers:
+        layer.weight = mx.pad(layer.weight, [(0, 0), (0, 1)])[:, :-1]
 
 
 def dequantize(net: nn.Module, dtype: mx.Dtype | None = None) -> None:

@@ -138,10 +138,10 @@ def token_weighted_gradient(
     tokens = sum(int(batch.trained[:, 1:].sum()) for batch in batches)
     total, gradient = 0.0, None
     for batch in batches:
-        nats, part = value_and_grad(mx.array(batch.tokens), mx.array(batch.trained))
-        gradient = part if gradient is None else tree_map(mx.add, gradient, part)
-        mx.eval(nats, gradient)
-        total += cast(float, nats.item())
+        for nats, part in likelihood.in_parts(batch, value_and_grad):
+            gradient = part if gradient is None else tree_map(mx.add, gradient, part)
+            total += cast(float, nats.item())
+        mx.eval(gradient)
     return total / tokens, tree_map(lambda each: each / tokens, gradient), tokens
 
 
@@ -183,9 +183,7 @@ class _Training:
         self.recipe, self.settings, self.run = recipe, recipe.train, RunDir(out)
         self.updates = total_updates(len(samples), recipe.train)
         self.parameters = parameter_count(lm.net)
-        policy = machine.compute_policy(
-            device=machine.device_kind(), memory_bytes=machine.memory_bytes(), float32_bytes=4 * self.parameters
-        )
+        policy = machine.policy_here(self.parameters)
         self.pad_multiple = policy.pad_multiple
         targets = adapter.attach(lm.net, recipe.lora, recipe.seed)
         self.adapter_config = adapter.config(lm.net, recipe.lora, targets, str(lm.path), recipe.data.chat_template)

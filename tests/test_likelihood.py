@@ -1,5 +1,6 @@
 """The likelihood against float64 from the same logits: nats, gradients, and padding that changes nothing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxtune import adapter, likelihood, model
+from mlxtune import adapter, likelihood, machine, model
 from mlxtune.data.batches import Batch, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.recipe import LoraRecipe
@@ -163,3 +164,20 @@ def test_measure_switches_dropout_off(tiny: Path) -> None:
 def test_no_samples_have_no_loss(lm: model.LanguageModel) -> None:
     assert likelihood.measure(lm.net, []) == []
     assert likelihood.mean_nats(lm.net, []) == 0.0
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 64])
+def test_rows_keep_their_nats_however_a_batch_is_split(tiny: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    net = model.load(tiny).net
+    alone = [likelihood.measure(net, [sample], batch_size=1)[0] for sample in SAMPLES]
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: parts)
+    np.testing.assert_allclose(likelihood.measure(net, SAMPLES, batch_size=4), alone, rtol=1e-5)
+
+
+def test_another_thread_measures_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's streams belong to the thread that made them."""
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 2)
+    net = model.load(tiny).net
+    here = likelihood.measure(net, SAMPLES)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(likelihood.measure, net, SAMPLES).result() == here

@@ -26,16 +26,27 @@ GB = 10**9
         (8 * GB, 28 * GB, False),
     ],
 )
-def test_a_cpu_computes_in_float32_if_it_fits(memory_bytes: int, float32_bytes: int, fits: bool) -> None:
-    policy = machine.compute_policy(device="cpu", memory_bytes=memory_bytes, float32_bytes=float32_bytes)
-    assert policy == ComputePolicy(float32=fits, expand=fits, compile=False, pad_multiple=1)
+@pytest.mark.parametrize("blas", ["OpenBLAS (libopenblas.so.0)", machine.REFERENCE_BLAS])
+def test_a_cpu_computes_in_float32_if_it_fits(memory_bytes: int, float32_bytes: int, fits: bool, blas: str) -> None:
+    policy = machine.compute_policy(device="cpu", memory_bytes=memory_bytes, float32_bytes=float32_bytes, blas=blas)
+    spread = fits and blas == machine.REFERENCE_BLAS
+    assert policy == ComputePolicy(float32=fits, expand=fits, spread=spread, compile=False, pad_multiple=1)
 
 
 @pytest.mark.parametrize("device", ["metal", "cuda"])
 @pytest.mark.parametrize("memory_bytes", [8 * GB, 512 * GB])
 def test_a_gpu_keeps_the_stored_precision(device: str, memory_bytes: int) -> None:
-    policy = machine.compute_policy(device=device, memory_bytes=memory_bytes, float32_bytes=2 * GB)
-    assert policy == ComputePolicy(float32=False, expand=False, compile=True, pad_multiple=32)
+    policy = machine.compute_policy(
+        device=device, memory_bytes=memory_bytes, float32_bytes=2 * GB, blas=machine.REFERENCE_BLAS
+    )
+    assert policy == ComputePolicy(float32=False, expand=False, spread=False, compile=True, pad_multiple=32)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "parts"), [("cpu", 1, 1), ("cpu", 10, 10), ("metal", 10, 1), ("cuda", 64, 1)]
+)
+def test_a_batch_is_split_over_the_cores_of_a_cpu(device: str, cores: int, parts: int) -> None:
+    assert machine.batch_parts(device, cores) == parts
 
 
 def test_the_facts_of_this_machine() -> None:
@@ -169,6 +180,30 @@ machine.prepare()
 print(before == machine.blas_name())
 """
     assert run(script, MLXTUNE_OPENBLAS="1") == ["True"]
+
+
+@needs_openblas
+def test_the_threads_of_openblas_are_shared_out_and_given_back() -> None:
+    script = """
+import ctypes
+from mlxtune import machine
+machine.prepare()
+threads = ctypes.CDLL(None).openblas_get_num_threads
+ctypes.CDLL(None).openblas_set_num_threads(2)
+try:
+    with machine.blas_threads(1):
+        print(threads())
+        raise KeyError
+except KeyError:
+    print(threads())
+"""
+    assert run(script, MLXTUNE_OPENBLAS="1", OPENBLAS_NUM_THREADS="2") == ["1", "2"]
+
+
+@on_linux
+def test_another_blas_is_left_alone() -> None:
+    script = "from mlxtune import machine\nwith machine.blas_threads(1): print('fine')"
+    assert run(script) == ["fine"]
 
 
 @pytest.mark.slow

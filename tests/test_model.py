@@ -408,7 +408,7 @@ def test_the_scales_of_experts_count() -> None:
 
 def test_a_quantized_model_is_expanded_to_the_same_function(tiny: Path) -> None:
     """On a CPU all is computed in float32, also where the scales are no floats (they would give bfloat16)."""
-    policy = machine.ComputePolicy(float32=True, expand=True, compile=False, pad_multiple=1)
+    policy = machine.ComputePolicy(float32=True, expand=True, spread=False, compile=False, pad_multiple=1)
     for mode, bits, group_size in PACKINGS[-4:]:
         lm = model.load(tiny, stored=True)
         nn.quantize(lm.net, group_size, bits, mode=mode)
@@ -419,8 +419,23 @@ def test_a_quantized_model_is_expanded_to_the_same_function(tiny: Path) -> None:
         np.testing.assert_allclose(logits(net), packed, atol=2e-4)
 
 
+def test_spread_matrices_are_the_same_function(tiny: Path) -> None:
+    """For the reference BLAS: rows with a gap behind them, which MLX copies rather than multiplies transposed."""
+    policy = machine.ComputePolicy(float32=True, expand=True, spread=True, compile=False, pad_multiple=1)
+    lm = model.load(tiny, stored=True)
+    stored = dict(tree_flatten(lm.net.parameters()))
+    before = logits(lm.net)
+    after = dict(tree_flatten(precision.for_compute(lm.net, policy).parameters()))
+    assert after.keys() == stored.keys()
+    for name, weight in after.items():
+        assert mx.array_equal(weight, stored[name]).item()
+        if weight.ndim == 2:
+            assert np.array(weight, copy=False).strides == (4 * weight.shape[1] + 4, 4), name
+    np.testing.assert_allclose(logits(lm.net), before, atol=2e-4)
+
+
 def test_a_policy_that_expands_nothing_changes_nothing(tiny: Path) -> None:
-    policy = machine.ComputePolicy(float32=False, expand=False, compile=True, pad_multiple=32)
+    policy = machine.ComputePolicy(float32=False, expand=False, spread=False, compile=True, pad_multiple=32)
     lm = model.load(tiny, stored=True)
     nn.quantize(lm.net, 64, 4)
     before = {name: each for name, each in tree_flatten(lm.net.parameters())}

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same gradient from less memory, and nothing left patched."""
+"""Gradient checkpointing (`tests/cli/test_train.py` has what it saves): the same gradient, and nothing left patched."""
 
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,20 @@ from mlxtune.recipe import LoraRecipe
 from mlxtune.recompute import recomputed
 
 
-def test_same_gradient_from_less_memory(tiny: Path) -> None:
+def test_same_gradient(tiny: Path) -> None:
     lm = model.load(tiny)
     adapter.attach(lm.net, LoraRecipe(rank=4), seed=0)
     tokens = mx.random.randint(10, 900, (8, 200), key=mx.random.key(1))
     trained = mx.ones((8, 200), dtype=mx.bool_)
     function = nn.value_and_grad(lm.net, lambda: row_nats(lm.net, tokens, trained).sum())
 
-    def measured(wanted: bool) -> tuple[dict[str, Any], int]:
+    def measured(wanted: bool) -> dict[str, Any]:
         with recomputed(lm.net, wanted):
-            mx.clear_cache()
-            mx.reset_peak_memory()
-            _, gradient = function()
-            mx.eval(gradient)
-            return {name: np.array(value) for name, value in tree_flatten(gradient)}, mx.get_peak_memory()
+            return {name: np.array(value) for name, value in tree_flatten(function()[1])}
 
-    plain, plain_peak = measured(False)
-    saving, saving_peak = measured(True)
+    plain, saving = measured(False), measured(True)
     assert plain.keys() == saving.keys()
     assert all(np.allclose(plain[name], saving[name], rtol=1e-4, atol=1e-4) for name in plain)
-    assert saving_peak < 0.9 * plain_peak
 
 
 def test_nothing_stays_patched(tiny: Path) -> None:

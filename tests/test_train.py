@@ -88,6 +88,22 @@ def test_accumulated_gradient_is_that_of_the_one_big_batch(load: Callable[[], mo
         assert difference(accumulated, whole) <= 1e-5
 
 
+@pytest.mark.parametrize("parts", [2, 3, 16])
+def test_the_parts_of_a_batch_add_up_to_its_gradient(
+    load: Callable[[], model.LanguageModel], monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """On a CPU each core computes a part of the rows: as many parts as rows where there are more cores."""
+    lm = load()
+    perturbed(lm)
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 1)
+    loss, whole, _ = gradient_of(lm, [list(range(11))])
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: parts)
+    part_loss, split, tokens = gradient_of(lm, [list(range(11))])
+    assert tokens == sum(each.trained_count for each in SAMPLES)
+    assert part_loss == pytest.approx(loss, rel=1e-5)
+    assert difference(split, whole) <= 1e-5
+
+
 def test_padding_changes_nothing(load: Callable[[], model.LanguageModel]) -> None:
     lm = load()
     perturbed(lm)
@@ -215,6 +231,7 @@ def test_nan_stops_with_the_last_good_adapter(
         return real(net, tokens, trained) * (float("nan") if calls == 4 else 1.0)
 
     monkeypatch.setattr(trainer.likelihood, "row_nats", poisoned)
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 1)  # so that each update is one call
     lm = load()
     with pytest.raises(TrainingError, match=r"not finite .* update 4, rows rows.jsonl:\d+") as stopped:
         train(lm, SAMPLES, [], recipe(), tmp_path)
@@ -313,8 +330,9 @@ def test_compiled_training_gives_the_same_adapter(
     settings = recipe(
         LoraRecipe(rank=4, dropout=dropout), eval_every=2, grad_accumulation_steps=2, grad_checkpoint=dropout == 0
     )
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 1)  # a GPU computes a batch as one
     train(load(), SAMPLES, VALID, settings, tmp_path / "plain")
-    policy = trainer.machine.compute_policy(device="metal", memory_bytes=1, float32_bytes=1)
+    policy = trainer.machine.compute_policy(device="metal", memory_bytes=1, float32_bytes=1, blas="")
     assert policy.compile
     # dropout draws by shape, so it can only be compared without padding
     policy = replace(policy, pad_multiple=pad_multiple)

@@ -114,7 +114,7 @@ def _fusing(
         sentence = ""
     elif kept <= 0:
         sentence = "The fused model kept nothing of the gain in loss"
-    elif kept >= 1:
+    elif kept >= 0.9995:
         sentence = "The fused model kept all of the gain in loss"
     else:
         only = "only " if kept < 0.9 else ""
