@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxtune.data import pii
 from mlxtune.data.files import Row, scan_rows
-from mlxtune.data.formats import Chat, Example, answer_text, kept, last_learned, prompt_text, to_example
+from mlxtune.data.formats import Chat, Example, answer_text, kept, last_learned, prompt_text, reader
 from mlxtune.data.labels import find_labels
 from mlxtune.data.similar import near_pairs, normalise
 from mlxtune.errors import DataError
@@ -125,11 +125,12 @@ def audit(files: dict[str, Path], data: DataRecipe, label: str | None) -> Audit:
 def _read(path: Path, data: DataRecipe) -> tuple[list[tuple[Row, Example]], list[DataError]]:
     """The good rows of a file that `data.keep` keeps, and what is wrong with the others."""
     rows, mistakes = scan_rows(path)
+    read = reader(rows, data)
     good, left_out = [], 0
     for row in rows:
         try:
             if kept(row, data):
-                good.append((row, to_example(row, data)))
+                good.append((row, read(row)))
             else:
                 left_out += 1
         except DataError as error:

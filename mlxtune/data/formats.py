@@ -4,7 +4,7 @@ To add a format: a function `row -> Example` and a line in `FORMATS`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,11 @@ class Text:
 
 
 Example = Chat | Completion | Text
+
+
+def reader(rows: Sequence[Row], data: DataRecipe) -> Callable[[Row], Example]:
+    """How to read each row of one file: in the format that most of `rows` have. It raises DataError as `to_example`."""
+    return lambda row: to_example(row, data)
 
 
 def to_example(row: Row, data: DataRecipe) -> Example:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlxtune.data.files import SPLIT_NAMES, Row, read_rows, resolve, split_files
-from mlxtune.data.formats import Example, kept, to_example, to_value
+from mlxtune.data.formats import Example, kept, reader, to_value
 from mlxtune.data.split import split
 from mlxtune.errors import DataError, RecipeError
 from mlxtune.recipe import DataRecipe
@@ -31,7 +31,9 @@ def read_examples(path: Path, data: DataRecipe) -> Rows:
     run = RunDir(path.absolute().parent.parent)
     if path.absolute().parent == run.data and run.recipe.is_file():
         data = DataRecipe()
-    rows = [(row, to_example(row, data)) for row in read_rows(path) if kept(row, data)]
+    found = [row for row in read_rows(path) if kept(row, data)]
+    read = reader(found, data)
+    rows = [(row, read(row)) for row in found]
     if not rows:
         raise DataError("has no row that data.keep keeps", where=path, hint="check its columns and values")
     return rows
@@ -62,4 +64,4 @@ def read_split(folder: Path, name: str) -> Rows:
     path = folder / f"{name}.jsonl"
     if path.is_file() and path.stat().st_size == 0:
         return []
-    return [(row, to_example(row, DataRecipe())) for row in read_rows(path)]
+    return read_examples(path, DataRecipe())

@@ -43,8 +43,11 @@ class DataRecipe:
     valid: float = setting(0.1, "share of rows held out to choose the best adapter", low=0, high=0.9)
     group_by: str | None = setting(None, "column whose equal values stay on one side of the split")
     mask_prompt: bool = setting(True, "learn the answers only; false: every token", flag="--mask-prompt")
+    learn: str = setting("all", "which answers of a conversation are learned", choices=("all", "last"))
     too_long: str = setting(
-        "error", "rows over train.max_seq_length: refuse, or leave them out", choices=("error", "drop")
+        "error",
+        "rows over train.max_seq_length: refuse them, leave them out, or cut their prompts from the left",
+        choices=("error", "drop", "truncate"),
     )
 
 

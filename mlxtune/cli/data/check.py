@@ -1,4 +1,4 @@
-"""`mlxtune data`: what is wrong with the examples, before anything is trained on them."""
+"""`mlxtune data check`: what is wrong with the examples, before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,7 @@ LABELS = 30  # rows of the label table
 LABEL_WIDTH, BAR = 40, 24  # characters
 
 
-@click.group("data")
-def command() -> None:
-    """Check data before training.
-
-    \b
-    Example:
-      mlxtune data check tickets
-    """
-
-
-@command.command()
+@click.command("check", short_help="what is wrong with the examples")
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the report.")
 @click.option("--strict", is_flag=True, help="Exit with 1 where there are warnings.")
@@ -38,7 +28,7 @@ def command() -> None:
 @click.option(
     "-c", "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="Read rows as this recipe does."
 )
-def check(path: str | None, as_json: bool, strict: bool, label: str | None, config: Path | None) -> int:
+def command(path: str | None, as_json: bool, strict: bool, label: str | None, config: Path | None) -> int:
     """Report malformed rows, duplicates, contradictions, leaks between splits, odd labels and personal data.
 
     PATH is a JSONL, JSON or CSV file, a folder of {train,valid,test}.jsonl, or `tickets`, the embedded set; without
