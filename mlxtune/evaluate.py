@@ -77,15 +77,16 @@ def evaluate(
         batch_size=settings.batch_size,
         on_progress=lambda done, total: on_row("answers", done, total),
     )
-    given: dict[str, str] = {sample.where: answer for sample, answer in zip(asked, answers, strict=True)}
+    answered = iter(answers)
+    given = [next(answered) if sample.answer is not None else None for sample in samples]
     if asked:
         expected = [sample.answer or "" for sample in asked]
         scores.append(exact_match(answers, expected))
         if settings.label is not None:
             scores.append(accuracy(answers, expected, settings.label))
     predictions = [
-        _prediction(lm, sample, row_nats, given.get(sample.where), settings.label)
-        for sample, row_nats in zip(samples, nats, strict=True)
+        _prediction(lm, sample, row_nats, answer, settings.label)
+        for sample, row_nats, answer in zip(samples, nats, given, strict=True)
     ]
     return Evaluation(
         model=str(lm.path),

@@ -46,9 +46,13 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens the model was made for, where its config says so."""
-        value = self.config.get("max_position_embeddings")
-        return value if isinstance(value, int) else None
+        return context_length(self.config)
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Tokens the model was made for, where its config says so."""
+    value = config.get("max_position_embeddings")
+    return value if isinstance(value, int) else None
 
 
 def check(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mlxtune.data import load
 from mlxtune.data.audit import audit
 from mlxtune.data.formats import answer_text
 from mlxtune.data.labels import label_in
-from mlxtune.data.render import Sample, render
+from mlxtune.data.render import Limit, Sample, render
 from mlxtune.errors import DataError, FuseError, InputError
 from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
@@ -24,7 +24,7 @@ from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
 from mlxtune.rundir import RunDir, make_folder, staged, write_json, write_text
-from mlxtune.tokenizer import inner, load_tokenizer
+from mlxtune.tokenizer import inner, load_for_rows
 from mlxtune.train import StepLog, Stop, train
 
 STAGES = (
@@ -126,6 +126,7 @@ class _Work:
         self.audited: dict[str, Any] | None = None
         self.splits: dict[str, load.Rows] | None = None
         self.rendered: dict[str, list[Sample]] = {}
+        self.template: str | None = None  # in place of the model's own, once the tokenizer is loaded
         self.base_lm: LanguageModel | None = None
         self.tuned_lm: LanguageModel | None = None
 
@@ -170,13 +171,12 @@ class _Work:
 
     def split(self) -> str:
         self.splits = load.load_splits(self.recipe.data, self.recipe.seed, self.recipe.evaluate.label)
-        too_long = 0
-        for name in self.splits:
-            too_long += self.render(name)
+        losses = {name: found for name in self.splits if (found := self.render(name))}
         for name in ("train", "test"):
             if not self.rendered[name] and (name == "train" or self.recipe.data.test > 0):
-                hint = "raise train.max_seq_length" if too_long else "give more rows"
-                raise DataError(f"the {name} split has no rows", where=self.recipe.data.path, hint=hint)
+                lost = f": {losses[name]}" if name in losses else ""
+                hint = "raise train.max_seq_length" if lost else "give more rows"
+                raise DataError(f"the {name} split has no rows{lost}", where=self.recipe.data.path, hint=hint)
         self.check_labels(self.splits["test"])
         if not self.folder.recipe.exists():
             make_folder(self.folder.root)
@@ -190,8 +190,13 @@ class _Work:
                 row.where: f"{self.folder.data / name}.jsonl:{line}" for line, (row, _) in enumerate(rows, start=1)
             }
             self.rendered[name] = [replace(each, where=places[each.where]) for each in self.rendered[name]]
-        dropped = f"; {too_long} too long, left out" if too_long else ""
-        return " · ".join(f"{name} {len(rows)}" for name, rows in self.rendered.items()) + dropped
+        counts = " · ".join(self.counted(name, len(rows)) for name, rows in self.splits.items())
+        return "; ".join([counts, *(f"{name}: {lost}" for name, lost in losses.items())])
+
+    def counted(self, name: str, rows: int) -> str:
+        """`train 621`, or `train 621 (700 samples)` where rows became more or fewer samples."""
+        samples = len(self.rendered[name])
+        return f"{name} {rows}" if samples == rows else f"{name} {rows} ({samples} samples)"
 
     def check_labels(self, rows: load.Rows) -> None:
         """Every expected answer has a label, where labels are compared: found here, not after an hour."""
@@ -205,19 +210,19 @@ class _Work:
                     hint="change the pattern or the row",
                 )
 
-    def render(self, name: str) -> int:
-        """Renders one split; returns how many rows were too long."""
+    def render(self, name: str) -> str:
+        """Renders one split; returns what of it was left out or cut."""
         rows = self.splits[name] if self.splits is not None else load.read_split(self.folder.data, name)
         rendered = render(
             rows,
             inner(self.tokenizer),
             self.tokenizer.eos_token_ids,
             self.recipe.data,
-            self.recipe.train.max_seq_length,
+            Limit.of(self.recipe.train.max_seq_length, model.context_length(self.config)),
             lambda done: self.on_event(Event(kind="progress", stage=self.stage, done=done, total=len(rows))),
         )
         self.rendered[name] = rendered.samples
-        return len(rendered.too_long)
+        return rendered.losses
 
     def samples(self, name: str) -> list[Sample]:
         if name not in self.rendered:
@@ -225,14 +230,18 @@ class _Work:
         return self.rendered[name]
 
     @cached_property
+    def config(self) -> dict[str, Any]:
+        return model.check(self.source)
+
+    @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.source, model.check(self.source), self.recipe.data.chat_template)
+        tokenizer, self.template = load_for_rows(self.source, self.config, self.recipe.data.chat_template)
+        return tokenizer
 
     def convert(self) -> str:
-        config = model.check(self.source)
         size = sum(file.stat().st_size for file in model.weight_files(self.source))
         write_json(self.folder.origin, origin.describe(self.recipe, self.source, self.files))
-        return f"{config['model_type']}, {size / 1e6:.1f} MB, ready for MLX as it is"
+        return f"{self.config['model_type']}, {size / 1e6:.1f} MB, ready for MLX as it is"
 
     def quantize(self) -> str:
         assert self.recipe.quantize is not None
@@ -248,7 +257,8 @@ class _Work:
 
     def load_base(self) -> LanguageModel:
         if self.base_lm is None:
-            self.base_lm = model.load(self.base, chat_template=self.recipe.data.chat_template)
+            assert self.tokenizer is not None  # which finds the template
+            self.base_lm = model.load(self.base, chat_template=self.template)
             if not self.folder.adapter.exists():
                 adapter.targets(self.base_lm.net, self.recipe.lora)  # a wrong name is found before the evaluation
         return self.base_lm
@@ -292,11 +302,13 @@ class _Work:
 
         lm = self.load_base()
         self.base_lm = None
+        chats = any(sample.answer is not None for sample in self.samples("train"))
+        data = replace(self.recipe.data, chat_template=self.template if chats else self.recipe.data.chat_template)
         done = train(
             lm,
             self.samples("train"),
             self.samples("valid"),
-            self.recipe,
+            replace(self.recipe, data=data),
             self.folder.root,
             on_step=on_step,
             on_warning=lambda text: self.on_event(Event(kind="warning", stage="train", detail=text)),

@@ -15,6 +15,13 @@ from mlxtune.borrow import TokenizerWrapper
 from mlxtune.errors import ModelError, TrustError
 from mlxtune.rundir import read_json
 
+# The template of models that bring none. The line break behind a heading keeps heading and text in tokens apart.
+PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}### {{ message.role | capitalize }}:
+{{ message.content }}{{ eos_token if message.role == 'assistant' else '' }}
+
+{% endfor %}{% if add_generation_prompt %}### Assistant:
+{% endif %}"""
+
 # What mlx-lm and transformers raise for files that do not say what they should.
 MALFORMED = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
@@ -60,6 +67,20 @@ def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None
 def inner(tokenizer: TokenizerWrapper) -> Any:
     """The tokenizer of transformers inside mlx-lm's wrapper: for offsets, control tokens and templates."""
     return tokenizer._tokenizer
+
+
+def load_for_rows(
+    path: Path, config: dict[str, Any], chat_template: str | None = None
+) -> tuple[TokenizerWrapper, str | None]:
+    """The tokenizer to render rows with, and the template that it has in place of the model's own, or None.
+
+    A model without a template gets the plain one: what is trained, scored and chatted with then agree.
+    """
+    tokenizer = load_tokenizer(path, config, chat_template)
+    if tokenizer.has_chat_template:
+        return tokenizer, chat_template
+    use_template(tokenizer, PLAIN_TEMPLATE)
+    return tokenizer, PLAIN_TEMPLATE
 
 
 def use_template(tokenizer: TokenizerWrapper, chat_template: str | None) -> None:

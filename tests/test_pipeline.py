@@ -128,7 +128,7 @@ def test_rows_left_out_are_counted(make: Make) -> None:
     events: list[Event] = []
     wanted = make(train__max_seq_length=60, data__too_long="drop", data__test=0, data__valid=0)
     pipeline.run(wanted, Path("run"), stages=("audit", "split"), on_event=events.append)
-    assert events[-1].detail == "train 24 · valid 0 · test 0; 1 too long, left out"
+    assert events[-1].detail == "train 25 (24 samples) · valid 0 · test 0; train: 1 too long, left out"
     assert len(Path("run/data/train.jsonl").read_text().splitlines()) == 25
 
 

@@ -37,11 +37,11 @@ def command(
     recipe = build_recipe(config, flags, sets)
     from mlxtune import adapter, model
     from mlxtune.data import load
-    from mlxtune.data.render import render
+    from mlxtune.data.render import Limit, render
     from mlxtune.errors import DataError
     from mlxtune.evaluate import evaluate
     from mlxtune.rundir import refuse_existing, write_json
-    from mlxtune.tokenizer import inner, load_tokenizer
+    from mlxtune.tokenizer import inner, load_for_rows
 
     files = load.files_of(recipe.data)
     file = files.get("all") or files.get("test")
@@ -54,17 +54,19 @@ def command(
     template = recipe.data.chat_template
     if adapter_path is not None:
         template = template or adapter.check(adapter_path).get("chat_template")
-    tokenizer = load_tokenizer(source, model.check(source), template)
-    rendered = render(rows, inner(tokenizer), tokenizer.eos_token_ids, recipe.data, recipe.train.max_seq_length)
+    config_json = model.check(source)
+    tokenizer, template = load_for_rows(source, config_json, template)
+    limit = Limit.of(recipe.train.max_seq_length, model.context_length(config_json))
+    rendered = render(rows, inner(tokenizer), tokenizer.eos_token_ids, recipe.data, limit)
     if not rendered.samples:
-        raise DataError("every row is too long", where=file, hint="raise --max-seq-length")
+        raise DataError(f"has no row to score: {rendered.losses}", where=file, hint="raise --max-seq-length")
     lm = model.load(source, chat_template=template)
     if adapter_path is not None:
         adapter.load(lm, adapter_path)
     with display.phases() as on_row:
         done = evaluate(lm, rendered.samples, recipe.evaluate, adapter_path=adapter_path, on_row=on_row)
-    if rendered.too_long:
-        display.warn(f"{display.count(len(rendered.too_long), 'row')} too long for train.max_seq_length, left out")
+    if rendered.losses:
+        display.warn(f"rows: {rendered.losses}")
     if out is not None:
         write_json(out, done.to_dict())
     if as_json:

@@ -43,10 +43,10 @@ def command(
 
     from mlxtune import adapter, model, recipe
     from mlxtune.data import load
-    from mlxtune.data.render import render
+    from mlxtune.data.render import Limit, render
     from mlxtune.fuse import fuse
     from mlxtune.rundir import RunDir, refuse_existing
-    from mlxtune.tokenizer import inner, load_tokenizer
+    from mlxtune.tokenizer import inner, load_for_rows
 
     values = {"bits": q_bits, "dequantize": dequantize} | ({"keep": keep} if keep is not None else {})
     run = RunDir(adapter_path.resolve().parent)
@@ -55,12 +55,14 @@ def command(
     refuse_existing(save_path, "--save-path")
     template = adapter.check(adapter_path).get("chat_template")
     source = fetch(model_name, revision)
-    tokenizer = load_tokenizer(source, model.check(source), template)
+    config = model.check(source)
+    tokenizer, _ = load_for_rows(source, config, template)
     if data is not None:
         rows = load.read_examples(data, base.data)
     else:
         rows = load.read_split(run.data, "valid") if (run.data / "valid.jsonl").is_file() else []
-    rendered = render(rows, inner(tokenizer), tokenizer.eos_token_ids, base.data, base.train.max_seq_length)
+    limit = Limit.of(base.train.max_seq_length, model.context_length(config))
+    rendered = render(rows, inner(tokenizer), tokenizer.eos_token_ids, base.data, limit)
     done = fuse(source, adapter_path, save_path, settings, rendered.samples)
     if not rendered.samples:
         display.warn("what was kept is not checked: the adapter has no run with validation rows; give --data FILE")

@@ -1,29 +1,30 @@
-"""An Example -> a Sample: tokens, and which of them are learned. Knows a tokenizer, not a model.
+"""An Example -> Samples: tokens, and which of them are learned. Knows a tokenizer, not a model.
 
-With a chat template, the place of each answer is found in the template's own text: the rendering of the messages
-before it, with the generation prompt, must be the beginning of the rendering of the whole. What is learned is the
-answer's text and the end-of-turn token behind it. A row for which this cannot be shown is refused.
+What is learned of a conversation is each answer, as its chat template writes it (see `turns`), and the end-of-turn
+token behind it. Answers that the text of the whole conversation has as a model would be asked for them share one
+sample; each other one gets a sample of its own, which ends with it. A row for which this cannot be shown is refused.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-import jinja2
 
 from mlxtune.data.files import Row, first_of
 from mlxtune.data.formats import Chat, Completion, Example, Text, is_learned
+from mlxtune.data.turns import Turn, find_turn, learned_turns, whole_text
 from mlxtune.errors import DataError, ModelError
 from mlxtune.recipe import DataRecipe
+
+RECIPE_LIMIT = "train.max_seq_length"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Tokens of one row; `trained[t]` says whether token t is a target. Both have length T.
+    """Tokens of a row, or of a part of one; `trained[t]` says whether token t is a target. Both have length T.
 
     The last learned answer's text is `answer`, and the `prompt_length` tokens before it ask for it; plain text has
-    None and 0.
+    None and 0. `notes` say what was done to the row, and `cut` that tokens of it are missing or in another sample.
     """
 
     where: str
@@ -31,6 +32,8 @@ class Sample:
     trained: list[bool]
     prompt_length: int
     answer: str | None
+    notes: tuple[str, ...] = ()
+    cut: bool = False
 
     @property
     def trained_count(self) -> int:
@@ -40,10 +43,46 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The samples of a file, and the rows left out because they are too long."""
+    """The samples of a file; the places of what was too long and left out, of what was cut, and of what was empty."""
 
     samples: list[Sample]
     too_long: list[str]
+    cut: list[str]
+    empty: list[str]
+
+    @property
+    def losses(self) -> str:
+        """What was not taken as it stands: `2 too long, left out; 3 cut to fit`."""
+        counts = (
+            (self.too_long, "too long, left out"),
+            (self.cut, "cut to fit"),
+            (self.empty, "with nothing to learn, left out"),
+        )
+        return "; ".join(f"{len(set(places))} {what}" for places, what in counts if places)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The longest sample in tokens, and what sets it."""
+
+    tokens: int
+    name: str = RECIPE_LIMIT
+
+    @staticmethod
+    def of(max_seq_length: int, context: int | None) -> "Limit":
+        """The recipe's limit, or the context that the model was made for where that is shorter."""
+        if context is not None and context < max_seq_length:
+            return Limit(context, "the model's context of")
+        return Limit(max_seq_length)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What turns texts into tokens: the tokenizer, the texts of its control tokens, and the tokens that end a turn."""
+
+    tokenizer: Any
+    controls: list[str]
+    closing: set[int]
 
 
 def render(
@@ -51,68 +90,104 @@ def render(
     tokenizer: Any,
     ends: set[int],
     data: DataRecipe,
-    max_seq_length: int,
+    limit: Limit,
     on_row: Callable[[int], None] = lambda done: None,
 ) -> Rendered:
     """Samples of all rows. `tokenizer` is a fast tokenizer of transformers, `ends` its end-of-turn tokens.
 
-    An answer of weight 0 is never learned, also with `data.mask_prompt` false. Raises DataError for a row that cannot
-    be rendered exactly, and for rows longer than `max_seq_length` tokens unless `data.too_long` is `drop`; ModelError
-    for a tokenizer that does not say where its tokens stand in the text.
+    An answer of weight 0 is never learned, also with `data.mask_prompt` false. What is longer than `limit` is treated
+    as `data.too_long` says; `truncate` cuts prompts from the left and never an answer, and makes several samples of a
+    long plain text. Raises DataError for a row that cannot be rendered exactly, and for samples that are too long
+    where that is an error; ModelError for a tokenizer that does not say where its tokens stand in the text.
     """
     added = {token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    controls = list(added.values())
-    closing = {*ends, *added, *tokenizer.all_special_ids}
-    unreadable = [error for row, example in rows if (error := _unreadable(row.where, example, controls)) is not None]
+    reader = _Reader(tokenizer, list(added.values()), {*ends, *added, *tokenizer.all_special_ids})
+    unreadable = [error for row, example in rows if (error := _unreadable(row.where, example, reader)) is not None]
     if unreadable:
         raise first_of(unreadable)
-    samples: list[Sample] = []
-    too_long: list[tuple[str, int]] = []
+    found = Rendered([], [], [], [])
+    too_long: list[Sample] = []
     for done, (row, example) in enumerate(rows, start=1):
-        sample = _sample(row.where, example, tokenizer, closing, data.mask_prompt)
-        if len(sample.tokens) > max_seq_length:
-            too_long.append((row.where, len(sample.tokens)))
-        else:
-            samples.append(sample)
+        samples = _samples(row.where, example, reader, data)
+        if data.too_long == "truncate" and any(len(each.tokens) > limit.tokens for each in samples):
+            samples = _cut(row.where, example, reader, data, limit.tokens)
+        for sample in samples:
+            if not any(sample.trained[1:]):
+                found.empty.append(sample.where)
+            elif len(sample.tokens) > limit.tokens:
+                too_long.append(sample)
+            else:
+                found.samples.append(sample)
+                found.cut.extend([sample.where] * sample.cut)
         on_row(done)
     if too_long and data.too_long == "error":
-        where, longest = max(too_long, key=lambda each: each[1])
+        longest = max(too_long, key=lambda each: len(each.tokens))
+        count = len({each.where for each in too_long})
         raise DataError(
-            f"has {longest} tokens, more than train.max_seq_length {max_seq_length} ({len(too_long)} such rows)",
-            where=where,
-            hint=f"set max_seq_length to {longest}, or data.too_long to drop",
+            f"has {len(longest.tokens)} tokens, more than {limit.name} {limit.tokens} ({count} such rows)",
+            where=longest.where,
+            hint=f"set max_seq_length to {len(longest.tokens)}, or data.too_long to drop or truncate"
+            if limit.name == RECIPE_LIMIT
+            else "set data.too_long to drop or truncate",
         )
-    return Rendered(samples, [where for where, _ in too_long])
+    found.too_long.extend(each.where for each in too_long)
+    return found
 
 
-def _sample(where: str, example: Example, tokenizer: Any, closing: set[int], mask_prompt: bool) -> Sample:
-    if isinstance(example, Text):
-        tokens = [*_plain(tokenizer, example.text), _end_of_text(where, tokenizer)]
-        return Sample(where, tokens, [False] + [True] * (len(tokens) - 1), 0, None)
-    if isinstance(example, Completion) and tokenizer.chat_template is None:
-        return _plain_completion(where, example, tokenizer, mask_prompt)
-    chat = example if isinstance(example, Chat) else _as_chat(example)
-    return _chat(where, chat, tokenizer, closing, mask_prompt)
-
-
-def _as_chat(example: Completion) -> Chat:
-    return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
-
-
-def _unreadable(where: str, example: Example, controls: list[str]) -> DataError | None:
+def _unreadable(where: str, example: Example, reader: _Reader) -> DataError | None:
     """What keeps a row's texts from being read as they stand."""
-    texts = (
-        [str(message["content"]) for message in example.messages]
-        if isinstance(example, Chat)
-        else [example.prompt, example.completion] if isinstance(example, Completion) else [example.text]
-    )  # fmt: skip
+    texts = list(_texts(example))
     if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
         return DataError("holds half a character (a lone surrogate)", where=where, hint="delete it")
-    for text, control in itertools.product(texts, controls):
+    for text, control in itertools.product(texts, reader.controls):
         if control in text:
             what = f"holds the text {control!r}, which this tokenizer reads as a control token"
             return DataError(what, where=where, hint="delete it")
     return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in an example, at any depth: contents, thoughts, tool calls, tools."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Chat):
+        yield from _texts([value.messages, value.tools])
+    elif isinstance(value, Completion):
+        yield from (value.prompt, value.completion)
+    elif isinstance(value, Text):
+        yield value.text
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _samples(where: str, example: Example, reader: _Reader, data: DataRecipe, apart: bool = False) -> list[Sample]:
+    """The samples of one example; `apart`: a sample for each answer."""
+    if isinstance(example, Text):
+        tokens = [*_plain(reader.tokenizer, example.text), _end_of_text(where, reader.tokenizer)]
+        return [Sample(where, tokens, [False] + [True] * (len(tokens) - 1), 0, None)]
+    chat = example if isinstance(example, Chat) else _as_chat(example)
+    tokenizer = reader.tokenizer
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "needs a chat template, which this tokenizer has not", where=where, hint="set data.chat_template"
+        )
+    if not tokenizer.is_fast:
+        raise ModelError("has no fast tokenizer (tokenizer.json), which exact masks need", where=tokenizer.name_or_path)
+    numbers = learned_turns(chat, data.learn)
+    if not numbers:
+        raise DataError("has no token to learn", where=where, hint="give it an answer or delete it")
+    if not data.mask_prompt:
+        return [_unmasked(where, chat, numbers, reader)]
+    return _masked(where, chat, numbers, reader, apart)
+
+
+def _as_chat(example: Completion) -> Chat:
+    return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:
@@ -127,92 +202,85 @@ def _end_of_text(where: str, tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _plain_completion(where: str, example: Completion, tokenizer: Any, mask_prompt: bool) -> Sample:
-    prompt = _plain(tokenizer, example.prompt)
-    tokens = _plain(tokenizer, example.prompt + example.completion)
-    if tokens[: len(prompt)] != prompt:
-        raise DataError(
-            "the end of the prompt and the start of the answer make one token",
-            where=where,
-            hint="move the space from the prompt's end to the answer's start",
-        )
-    tokens = [*tokens, _end_of_text(where, tokenizer)]
-    trained = [position >= (len(prompt) if mask_prompt else 1) for position in range(len(tokens))]
-    return Sample(where, tokens, trained, len(prompt), example.completion)
-
-
-def _chat(where: str, chat: Chat, tokenizer: Any, closing: set[int], mask_prompt: bool) -> Sample:
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "has messages, but the tokenizer has no chat template",
-            where=where,
-            hint="use prompt/completion rows, or a model made for chat",
-        )
-    if not tokenizer.is_fast:
-        raise ModelError("has no fast tokenizer (tokenizer.json), which exact masks need", where=tokenizer.name_or_path)
-    text = _template(where, chat, chat.messages, tokenizer, ask=False)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    trained = [not mask_prompt and position > 0 for position in range(len(tokens))]
-    prompt_length, answer = 0, None
-    for number, message in enumerate(chat.messages):
-        learned = is_learned(message)
-        # where nothing else is learned, an answer of weight 0 need not be found: it may be one that cannot be
-        if message["role"] != "assistant" or (mask_prompt and not learned):
+def _masked(where: str, chat: Chat, numbers: list[int], reader: _Reader, apart: bool) -> list[Sample]:
+    """The answers `numbers` of a conversation: one sample of those that its whole text has, and one for each other."""
+    whole = whole_text(where, chat, reader.tokenizer)
+    shared: list[Turn] = []
+    samples: list[tuple[int, Sample]] = []
+    for number in numbers:
+        turn = find_turn(where, chat, number, reader.tokenizer, reader.controls)
+        if not apart and whole.startswith(turn.text[: turn.stop]):
+            shared.append(turn)
             continue
-        asked = _template(where, chat, chat.messages[:number], tokenizer, ask=True)
-        if not text.startswith(asked):
+        note = f"answer {numbers.index(number) + 1} of {len(numbers)}, in a sample of its own"
+        sample = _sample(where, chat, turn.text, [turn], reader)
+        samples.append((number, replace(sample, notes=(note,) if len(numbers) > 1 else ())))
+    if shared:
+        samples.append((shared[-1].number, _sample(where, chat, whole, shared, reader)))
+    return [sample for _, sample in sorted(samples, key=lambda each: each[0])]
+
+
+def _unmasked(where: str, chat: Chat, numbers: list[int], reader: _Reader) -> Sample:
+    """The whole text of a conversation, all of it learned but for its first token and the answers of weight 0."""
+    whole = whole_text(where, chat, reader.tokenizer)
+    weightless = [
+        number
+        for number, message in enumerate(chat.messages)
+        if message["role"] == "assistant" and not is_learned(message)
+    ]
+    turns = []
+    for number in sorted({*weightless, numbers[-1]}):
+        turns.append(find_turn(where, chat, number, reader.tokenizer, reader.controls))
+        if not whole.startswith(turns[-1].text[: turns[-1].stop]):
             raise DataError(
-                f"message {number + 1}: the chat template renders the messages before it otherwise once it is there",
+                f"message {number + 1}: the chat template writes it otherwise in the whole conversation",
                 where=where,
-                hint="split the conversation so that this answer comes last"
-                if number + 1 < len(chat.messages)
-                else "put a system prompt into the question, or set data.chat_template to one without thoughts",
+                hint="leave data.mask_prompt on, or split the conversation",
             )
-        content = message["content"]
-        start = len(asked) + _find_answer(where, number, text[len(asked) :], content)
-        last = _end_of_turn(where, number, offsets, tokens, start + len(content.strip()), text, closing)
-        prompt = tokenizer.encode(asked, add_special_tokens=False)
-        first = len(prompt)
+    asked = next(turn for turn in turns if turn.number == numbers[-1])
+    sample = _sample(where, chat, whole, [asked], reader)
+    hidden = _sample(where, chat, whole, turns, reader).trained if weightless else sample.trained
+    trained = [
+        position > 0 and (own or not other)
+        for position, (own, other) in enumerate(zip(sample.trained, hidden, strict=True))
+    ]
+    return replace(sample, trained=trained)
+
+
+def _sample(where: str, chat: Chat, text: str, turns: list[Turn], reader: _Reader) -> Sample:
+    """The tokens of `text`, of which the answers `turns` and their ends are learned."""
+    encoding = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    trained = [False] * len(tokens)
+    first = 0
+    for turn in turns:
+        at = f"message {turn.number + 1}"
+        last = _end_of_turn(where, at, offsets, tokens, turn.stop, text, reader.closing)
+        prompt = reader.tokenizer.encode(text[: turn.asked], add_special_tokens=False)
+        first, start = len(prompt), turn.asked + len(turn.text[turn.asked :]) - len(turn.text[turn.asked :].lstrip())
         # a control token may take the white space behind it with it, as in Phi-3: then the answer starts later
         if tokens[:first] != prompt or offsets[first][0] > start:
+            content = chat.messages[turn.number]["content"]
             raise DataError(
-                f"message {number + 1}: its beginning and the end of the generation prompt make one token",
+                f"{at}: its beginning and the end of the generation prompt make one token",
                 where=where,
                 hint="delete the white space at the start of this answer" if content[:1].isspace() else None,
             )
-        trained[first : last + 1] = [learned] * (last + 1 - first)
-        if learned:
-            prompt_length, answer = first, content
-    if answer is None:
-        raise DataError("has no token to learn", where=where, hint="give it an answer or delete it")
-    return Sample(where, tokens, trained, prompt_length, answer)
+        trained[first : last + 1] = [True] * (last + 1 - first)
+    return Sample(where, tokens, trained, first, _answer(chat, turns[-1], text))
 
 
-def _template(where: str, chat: Chat, messages: list[dict[str, Any]], tokenizer: Any, *, ask: bool) -> str:
-    """The template's text. Answers of examples hold no thoughts, so a template that can ask without them does."""
-    shown = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                shown, tools=chat.tools or None, add_generation_prompt=ask, tokenize=False, enable_thinking=False
-            )
-        )
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        raise DataError(f"the chat template refuses it: {error}", where=where) from None
-
-
-def _find_answer(where: str, number: int, rest: str, answer: str) -> int:
-    """Where the answer starts in `rest`, the text behind the generation prompt: at its start, white space aside."""
-    found = len(rest) - len(rest.lstrip())
-    if not rest[found:].startswith(answer.strip()):
-        raise DataError(f"message {number + 1}: the chat template changes this answer", where=where)
-    return found
+def _answer(chat: Chat, turn: Turn, text: str) -> str:
+    """An answer's text; that of one with thoughts or tool calls as the template writes it."""
+    message = chat.messages[turn.number]
+    content: str = message["content"]
+    plain = not message.get("tool_calls") and not message.get("reasoning_content")
+    return content if plain else text[turn.asked : turn.stop]
 
 
 def _end_of_turn(
     where: str,
-    number: int,
+    at: str,
     offsets: list[tuple[int, int]],
     tokens: list[int],
     stop: int,
@@ -228,7 +296,57 @@ def _end_of_turn(
         if tokens[index] in closing:
             return index
     raise DataError(
-        f"message {number + 1}: no end-of-turn token follows it in the chat template",
-        where=where,
-        hint="use a model made for chat",
+        f"{at}: no end-of-turn token follows it in the chat template", where=where, hint="use a model made for chat"
+    )
+
+
+def _cut(where: str, example: Example, reader: _Reader, data: DataRecipe, limit: int) -> list[Sample]:
+    """The samples of an example, shortened to `limit` tokens where that takes nothing from an answer.
+
+    A plain text is cut into several samples, each of which begins with the last token of the one before. Of a
+    conversation the left of the prompt goes; where answers are in the way, each gets a sample of its own.
+    """
+    samples = _samples(where, example, reader, data)
+    if isinstance(example, Text):
+        return [piece for sample in samples for piece in _pieces(sample, limit)]
+    begin = reader.tokenizer.bos_token_id
+    shortened = [_without_left(sample, limit, begin) for sample in samples]
+    if data.mask_prompt and any(len(each.tokens) > limit for each in shortened):
+        shortened = [_without_left(each, limit, begin) for each in _samples(where, example, reader, data, apart=True)]
+    return shortened
+
+
+def _pieces(sample: Sample, limit: int) -> list[Sample]:
+    starts = range(0, len(sample.tokens) - 1, limit - 1)
+    parts = [sample.tokens[start : start + limit] for start in starts]
+    return [
+        Sample(
+            sample.where,
+            tokens,
+            [False] + [True] * (len(tokens) - 1),
+            0,
+            None,
+            (f"piece {number} of {len(parts)}: cut to fit",),
+            cut=True,
+        )
+        for number, tokens in enumerate(parts, start=1)
+    ]
+
+
+def _without_left(sample: Sample, limit: int, begin: int | None) -> Sample:
+    """A sample without as many tokens on its left as it has too many, but for a beginning-of-text token.
+
+    It is returned as it is where an answer, or the token before it, would be among them.
+    """
+    kept = int(sample.tokens[0] == begin)
+    surplus = len(sample.tokens) - limit
+    if surplus <= 0 or kept + surplus > max(sample.trained.index(True) - (not kept), 0):
+        return sample
+    return replace(
+        sample,
+        tokens=sample.tokens[:kept] + sample.tokens[kept + surplus :],
+        trained=sample.trained[:kept] + sample.trained[kept + surplus :],
+        prompt_length=sample.prompt_length - surplus,
+        notes=(*sample.notes, f"{surplus} tokens cut from the left of the prompt"),
+        cut=True,
     )

@@ -99,13 +99,13 @@ def test_rows_too_long(invoke: Invoke, write_rows: WriteRows, tmp_path: Path, mo
     assert int(tokens) > 40
     assert err == (
         f"error: {data}:2: has {tokens} tokens, more than train.max_seq_length 40 (1 such rows); "
-        f"set max_seq_length to {tokens}, or data.too_long to drop\n"
+        f"set max_seq_length to {tokens}, or data.too_long to drop or truncate\n"
     )
     code, out, err = invoke(*args, "--json", "--set", "data.too_long=drop")
     assert (code, json.loads(out)["n"]) == (0, 1)
-    assert err == "warning: 1 row too long for train.max_seq_length, left out\n"
+    assert err == "warning: rows: 1 too long, left out\n"
     monkeypatch.setattr(model, "load", None)  # known without weights
-    line = f"error: {data}: every row is too long; raise --max-seq-length\n"
+    line = f"error: {data}: has no row to score: 2 too long, left out; raise --max-seq-length\n"
     args = ["evaluate", "--data", data, "--max-seq-length", "5", "--set", "data.too_long=drop"]
     assert invoke(*args) == (2, "", line)
 
@@ -121,7 +121,7 @@ def test_rows_too_long(invoke: Invoke, write_rows: WriteRows, tmp_path: Path, mo
         (["--data", "d.jsonl", "--out", "d.jsonl"], "d.jsonl: exists already; choose another --out or remove it"),
         (["--data", "d.jsonl", "--adapter-path", "absent"], "absent: is not an adapter folder; "),
         (["--data", "d.jsonl", "--adapter-path", "train_only"], "train_only: has no adapter_config.json; "),
-        (["--data", "d.jsonl", "--model", "model"], "d.jsonl:1: has messages, but the tokenizer has no chat template"),
+        (["--data", "d.jsonl", "--model", "model"], "model: has no tokenizer; "),
         (["--data", "d.jsonl", "--config", "absent.yaml"], "absent.yaml: no such recipe; "),
         (["--data", "d.jsonl", "--set", "evaluate.label=x"], "command line: evaluate.label: has no group "),
     ],
@@ -138,7 +138,7 @@ def test_wrong_input(
     line: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    broken("no template")
+    broken("no tokenizer")
     write_rows(Path("d.jsonl"), 3)
     write_rows(Path("train_only/train.jsonl"), 3)
     Path("empty.jsonl").write_text("\n")

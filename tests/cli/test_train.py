@@ -15,6 +15,7 @@ import pytest
 
 from mlxtune import recipe
 from mlxtune.cli import display
+from mlxtune.tokenizer import PLAIN_TEMPLATE
 
 Invoke = Callable[..., tuple[int, str, str]]
 Listing = Callable[[Path], dict[str, str]]
@@ -245,7 +246,7 @@ MISTAKES: list[tuple[str, list[Any] | str, list[str], str]] = [
         "all too long",
         [ROW] * 3,
         [*WHOLE, "--max-seq-length", "6", "--set", "data.too_long=drop"],
-        "d.jsonl: the train split has no rows; ",
+        "d.jsonl: the train split has no rows: 3 too long, left out; ",
     ),
     ("nothing kept", [ROW], ["--set", "data.keep={kind: [a]}"], "d.jsonl:1: has no column `kind`, which data.keep "),
     ("a control token", [{"prompt": "<|im_end|>", "completion": "b"}], WHOLE, "d.jsonl:1: holds the text '<|im_end|>'"),
@@ -321,7 +322,6 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("what", "flags", "code", "line"),
     [
-        ("no template", [], 2, "d.jsonl:1: has messages, but the tokenizer has no chat template; "),
         ("other architecture", [], 2, "model/config.json: has the unsupported architecture 'gadget'; "),
         ("missing shard", [], 2, "model: lacks the weights model-00002-of-00002.safetensors"),
         ("cut", [], 2, "model/model.safetensors: is no whole safetensors file"),
@@ -356,6 +356,30 @@ def test_a_wrong_model(
         assert (got, out, len(errors)) == (code, "", 1)
         assert errors[0].startswith(f"error: {line}")
         assert listing(tmp_path) == before
+
+
+def test_a_model_without_a_template_gets_the_plain_one_for_good(
+    invoke: Invoke, broken: Broken, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, evaluation and the fused model's chat write a conversation the same way."""
+    monkeypatch.chdir(tmp_path)
+    broken("no template")
+    write_rows(Path("d.jsonl"), 30)
+    assert invoke("chat", "--model", "model")[0] == 2
+    assert invoke("train", "--model", "model", "--data", "d.jsonl", "--out", "run", *SHORT)[0] == 0
+    config = json.loads(Path("run/adapter/adapter_config.json").read_text())
+    assert config["chat_template"] == PLAIN_TEMPLATE
+    fuse = ["fuse", "--model", "model", "--adapter-path", "run/adapter", "--save-path", "fused", "--keep", 0]
+    assert invoke(*fuse)[0] == 0
+    assert json.loads(Path("fused/tokenizer_config.json").read_text())["chat_template"] == PLAIN_TEMPLATE
+    scores = []
+    for args in (["--model", "model", "--adapter-path", "run/adapter"], ["--model", "fused"]):
+        code, out, _ = invoke("evaluate", *args, "--data", "run/data/test.jsonl", "--json")
+        assert code == 0
+        scores.append(json.loads(out)["scores"][0]["value"])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    code, out, _ = invoke("generate", "--model", "fused", "--prompt", "card", "--max-tokens", 3, "--json")
+    assert code == 0
 
 
 def test_gradient_checkpointing_saves_memory(tmp_path: Path) -> None:

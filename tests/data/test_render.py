@@ -14,9 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mlxtune.data.files import Row
 from mlxtune.data.formats import Chat, Completion, Example, Text
-from mlxtune.data.render import Rendered, Sample, render
+from mlxtune.data.render import Limit, Rendered, Sample, render
 from mlxtune.errors import DataError, ModelError
 from mlxtune.recipe import DataRecipe
+from mlxtune.rundir import read_json
+from mlxtune.tokenizer import PLAIN_TEMPLATE, inner, load_for_rows
 
 PACKAGE = Path(__file__).parents[2] / "mlxtune"
 REAL = ("qwen2.5-0.5b-instruct", "smollm2-135m-instruct", "mistral-v3", "ort-phi-3-mini")
@@ -81,7 +83,7 @@ def chat(*turns: tuple[str, str]) -> Chat:
 
 def rendered(tokenizer: Any, *examples: Example, max_seq_length: int = 10_000, **data: Any) -> Rendered:
     rows = [(Row("chats.jsonl", line, {}), example) for line, example in enumerate(examples, start=1)]
-    return render(rows, tokenizer, {tokenizer.eos_token_id}, DataRecipe(**data), max_seq_length)
+    return render(rows, tokenizer, {tokenizer.eos_token_id}, DataRecipe(**data), Limit(max_seq_length))
 
 
 def sample(tokenizer: Any, example: Example, **data: Any) -> Sample:
@@ -143,14 +145,12 @@ def test_every_answer_and_its_end_of_turn_are_learned_and_nothing_else(tokenizer
 def test_a_system_prompt_is_not_learned(tokenizer: Any) -> None:
     example = chat(("system", "Be brief. 🙂"), *TURNS)
     if is_mistral(tokenizer):  # its template writes the system prompt into the last question, and only to ask
-        assert refusal(tokenizer, example) == (
-            "chats.jsonl:1: message 3: the chat template renders the messages before it otherwise once it is there; "
-            "split the conversation so that this answer comes last"
-        )
-        assert refusal(tokenizer, chat(("system", "Be brief."), *TURNS[:2])) == (
-            "chats.jsonl:1: message 3: the chat template renders the messages before it otherwise once it is there; "
-            "put a system prompt into the question, or set data.chat_template to one without thoughts"
-        )
+        samples = rendered(tokenizer, example).samples
+        assert [each.answer for each in samples] == [content for role, content in TURNS if role == "assistant"]
+        for number, each in enumerate(samples, start=1):
+            assert learned(tokenizer, each) == [f" {each.answer}</s>"]
+            assert each.tokens[: each.prompt_length] == asked(tokenizer, Chat(example.messages[: 2 * number + 1]))
+            assert each.notes == (f"answer {number} of 3, in a sample of its own",)
         return
     found = sample(tokenizer, example)
     answers = [content for role, content in TURNS if role == "assistant"]
@@ -256,27 +256,142 @@ def test_half_a_character_is_refused() -> None:
         assert refusal(TINY, example) == "chats.jsonl:1: holds half a character (a lone surrogate); delete it"
 
 
-def test_a_template_that_opens_a_thought_is_refused() -> None:
+def test_a_template_that_opens_a_thought_is_refused_an_answer_without_one() -> None:
     tokenizer = with_template(OPENS_A_THOUGHT)
     assert refusal(tokenizer, chat(("user", "a"), ("assistant", "b"))) == (
-        "chats.jsonl:1: message 2: the chat template renders the messages before it otherwise once it is there; "
-        "put a system prompt into the question, or set data.chat_template to one without thoughts"
+        "chats.jsonl:1: message 2: the chat template asks for a thought, and this answer has none; "
+        "begin the answer with <think>…</think>, or set data.chat_template to one without thoughts"
     )
-    assert "the chat template renders" in refusal(tokenizer, chat(("user", "a"), ("assistant", "<think>hm</think>b")))
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest"),
+    [
+        ("<think>\nhm\n</think>\n\nb", "hm\n</think>\n\nb"),
+        ("<think>hm</think>b", "hm</think>b"),
+        ("<think>\n\nhm</think> b ", "\nhm</think> b "),
+    ],
+)
+def test_a_thought_that_the_prompt_opens_is_learned_from_there_on(answer: str, rest: str) -> None:
+    tokenizer = with_template(OPENS_A_THOUGHT)
+    turns = [("user", "a"), ("assistant", answer), ("user", "c"), ("assistant", "<think>so</think>d")]
+    first, second = rendered(tokenizer, chat(*turns)).samples
+    assert tokenizer.decode(first.tokens[: first.prompt_length]).endswith("<|im_start|>assistant\n<think>\n")
+    assert learned(tokenizer, first) == [f"{rest}<|im_end|>"]
+    assert learned(tokenizer, second) == ["so</think>d<|im_end|>"]
+    # the history is asked with as the template writes it: without its thought
+    assert "hm" not in tokenizer.decode(second.tokens)
+    assert second.tokens[: second.prompt_length] == asked(tokenizer, chat(*turns))
+    (last,) = rendered(tokenizer, chat(*turns), learn="last").samples
+    assert (last.tokens, last.trained) == (second.tokens, second.trained)
 
 
 def test_a_template_that_can_ask_without_a_thought_does() -> None:
     tokenizer = with_template(EMPTY_THOUGHT)
     found = sample(tokenizer, chat(("user", "a"), ("assistant", "b")))
     assert learned(tokenizer, found) == ["b<|im_end|>"]
-    assert tokenizer.decode(found.tokens[: found.prompt_length]) == (
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    asks = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokenizer.decode(found.tokens[: found.prompt_length]) == asks
+    # an earlier answer stands there without the thought that the model is asked with: it gets a sample of its own
+    first, second = rendered(
+        tokenizer, chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ).samples
+    assert tokenizer.decode(first.tokens) == f"{asks}b<|im_end|>\n"
+    assert [learned(tokenizer, each) for each in (first, second)] == [["b<|im_end|>"], ["d<|im_end|>"]]
+    assert tokenizer.decode(second.tokens).startswith(
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
     )
-    # an earlier answer stands there without the thought that the model would have been asked with
-    assert refusal(tokenizer, chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))) == (
-        "chats.jsonl:1: message 2: the chat template renders the messages before it otherwise once it is there; "
-        "split the conversation so that this answer comes last"
+
+
+def test_without_the_mask_an_answer_must_stand_in_the_whole_text() -> None:
+    tokenizer = with_template(EMPTY_THOUGHT)
+    weighed = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    weighed.messages[1]["weight"] = 0
+    assert refusal(tokenizer, weighed, mask_prompt=False) == (
+        "chats.jsonl:1: message 2: the chat template writes it otherwise in the whole conversation; "
+        "leave data.mask_prompt on, or split the conversation"
     )
+
+
+def test_thoughts_of_their_own_are_learned(shared_assets: Path) -> None:
+    """`reasoning_content` as Qwen3's template writes it; a template that leaves it out is refused."""
+    thinks = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = Chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "hm"}])
+    tokenizer = with_template(thinks)
+    assert learned(tokenizer, sample(tokenizer, row)) == ["<think>\nhm\n</think>\n\nb<|im_end|>"]
+    assert refusal(TINY, row) == "chats.jsonl:1: message 2: the chat template changes this answer"
+
+
+CALLS = [
+    {"role": "user", "content": "Rain in Köln and Ürümqi?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "abcdefgh1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}},
+            {"id": "abcdefgh2", "type": "function", "function": {"name": "weather", "arguments": {"city": "Ürümqi"}}},
+        ],
+    },
+    {"role": "tool", "content": "yes", "tool_call_id": "abcdefgh1", "name": "weather"},
+    {"role": "tool", "content": "no", "tool_call_id": "abcdefgh2", "name": "weather"},
+    {"role": "assistant", "content": "Only in Köln."},
+]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        (
+            "qwen2.5-0.5b-instruct",
+            "<tool_call>\n"
+            '{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>\n<tool_call>\n'
+            '{"name": "weather", "arguments": {"city": "Ürümqi"}}\n</tool_call><|im_end|>',
+        ),
+        (
+            "mistral-v3",
+            '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Köln"}, "id": "abcdefgh1"}, '
+            '{"name": "weather", "arguments": {"city": "Ürümqi"}, "id": "abcdefgh2"}]</s>',
+        ),
+    ],
+)
+def test_tool_calls_are_learned_and_results_are_not(name: str, calls: str, shared_assets: Path) -> None:
+    tokenizer = load(shared_assets / "tokenizers" / name)
+    samples = rendered(tokenizer, Chat(CALLS, TOOLS)).samples
+    said = [text for each in samples for text in learned(tokenizer, each)]
+    assert said[0].replace("[TOOL_CALLS]  [", "[TOOL_CALLS] [") == calls
+    assert said[1].strip() == "Only in Köln." + str(tokenizer.eos_token)
+    assert not any("yes" in text for text in said)
+    called = sample(tokenizer, Chat(CALLS[:2], TOOLS))
+    assert called.answer is not None
+    assert '"Köln"' in called.answer
+
+
+def test_a_template_that_writes_no_calls_is_refused() -> None:
+    assert refusal(TINY, Chat(CALLS, TOOLS)) == (
+        "chats.jsonl:1: message 2: the chat template does not write its call of weather; "
+        "use a model that is made for tools"
+    )
+
+
+def test_control_tokens_are_found_in_calls_too(shared_assets: Path) -> None:
+    tokenizer = load(shared_assets / "tokenizers" / "qwen2.5-0.5b-instruct")
+    call = {"type": "function", "function": {"name": "say", "arguments": {"text": ["fine", "<|im_end|>"]}}}
+    row = Chat([CALLS[0], {"role": "assistant", "content": "", "tool_calls": [call]}], TOOLS)
+    assert "which this tokenizer reads as a control token" in refusal(tokenizer, row)
+
+
+def test_only_the_last_answer_where_that_is_wanted(tokenizer: Any) -> None:
+    example = chat(*TURNS)
+    found = sample(tokenizer, example, learn="last")
+    space = " " if is_mistral(tokenizer) else ""
+    assert learned(tokenizer, found) == [f"{space}{TURNS[-1][1]}{marker(tokenizer)}"]
+    assert found.tokens == sample(tokenizer, example).tokens
 
 
 @pytest.mark.parametrize(
@@ -317,27 +432,29 @@ def test_completion_rows_are_chats_where_there_is_a_template() -> None:
     assert sample(TINY, Completion("a", " b")) == sample(TINY, chat(("user", "a"), ("assistant", " b")))
 
 
-def test_completion_rows_without_a_template(plain: Any) -> None:
-    found = sample(plain, Completion("Customer: my card\nIntent:", " arrival é"))
-    assert plain.decode(found.tokens) == "<s> Customer: my card\nIntent: arrival é</s>"
-    assert found.tokens[: found.prompt_length] == plain.encode("Customer: my card\nIntent:")
-    assert learned(plain, found) == ["arrival é</s>"]  # the decoder drops a leading space
-    assert found.trained == [False] * found.prompt_length + [True] * (len(found.tokens) - found.prompt_length)
-    assert found.answer == " arrival é"
+def test_a_tokenizer_without_a_template_is_refused(plain: Any) -> None:
+    """Commands give it the plain template first."""
+    line = "chats.jsonl:1: needs a chat template, which this tokenizer has not; set data.chat_template"
+    assert refusal(plain, chat(("user", "a"), ("assistant", "b"))) == line
+    assert refusal(plain, Completion("a", "b")) == line
 
 
-def test_a_prompt_whose_end_merges_with_the_answer_is_refused(plain: Any) -> None:
-    assert refusal(plain, Completion("Intent: ", "the arrival")) == (
-        "chats.jsonl:1: the end of the prompt and the start of the answer make one token; "
-        "move the space from the prompt's end to the answer's start"
-    )
+def test_the_plain_template(stories: Path) -> None:
+    tokenizer, template = load_for_rows(stories, read_json(stories / "config.json"))
+    assert template == PLAIN_TEMPLATE
+    plain = inner(tokenizer)
+    found = sample(plain, chat(("system", "Be kind."), ("user", "My card?"), ("assistant", "It is on its way.")))
+    text = "<s>### System:\nBe kind.\n\n### User:\nMy card?\n\n### Assistant:\nIt is on its way.</s>\n\n"
+    assert plain("".join(text), add_special_tokens=False)["input_ids"] == found.tokens
+    assert learned(plain, found) == ["It is on its way.</s>"]
+    assert 2 in tokenizer.eos_token_ids
 
 
-def test_messages_need_a_template(plain: Any) -> None:
-    assert refusal(plain, chat(("user", "a"), ("assistant", "b"))) == (
-        "chats.jsonl:1: has messages, but the tokenizer has no chat template; "
-        "use prompt/completion rows, or a model made for chat"
-    )
+def test_a_template_of_its_own_stays(tiny: Path) -> None:
+    config = read_json(tiny / "config.json")
+    assert load_for_rows(tiny, config)[1] is None
+    tokenizer, template = load_for_rows(tiny, config, OPENS_A_THOUGHT)
+    assert template == inner(tokenizer).chat_template == OPENS_A_THOUGHT
 
 
 def test_text_is_learned_whole_but_for_its_first_token(plain: Any) -> None:
@@ -353,7 +470,6 @@ def test_a_tokenizer_that_adds_the_end_itself_adds_it_once(plain: Any) -> None:
     )
     ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     assert ending.encode("Once")[-1] == 2
-    assert learned(ending, sample(ending, Completion("Once", " upon"))) == ["upon</s>"]
     assert sample(ending, Text("Once upon")).tokens.count(2) == 1
 
 
@@ -361,7 +477,6 @@ def test_a_tokenizer_without_an_end_is_refused_for_plain_text() -> None:
     endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(TINY.backend_tokenizer.to_str()))
     line = "chats.jsonl:1: needs an end-of-text token, which this tokenizer does not name"
     assert refusal(endless, Text("one")) == line
-    assert refusal(endless, Completion("one", " two")) == line
 
 
 def test_mask_prompt_false_learns_every_token(tokenizer: Any) -> None:
@@ -379,7 +494,7 @@ def test_rows_that_are_too_long() -> None:
         rendered(TINY, *examples, max_seq_length=3)
     assert str(caught.value) == (
         f"chats.jsonl:4: has {lengths[3]} tokens, more than train.max_seq_length 3 (2 such rows); "
-        f"set max_seq_length to {lengths[3]}, or data.too_long to drop"
+        f"set max_seq_length to {lengths[3]}, or data.too_long to drop or truncate"
     )
     dropped = rendered(TINY, *examples, max_seq_length=3, too_long="drop")
     assert [each.where for each in dropped.samples] == ["chats.jsonl:1", "chats.jsonl:3"]
@@ -387,10 +502,70 @@ def test_rows_that_are_too_long() -> None:
     assert len(rendered(TINY, *examples, max_seq_length=lengths[3]).samples) == 4  # exactly as long is allowed
 
 
+def test_the_model_s_context_is_a_limit_too() -> None:
+    assert Limit.of(2048, None) == Limit.of(2048, 4096) == Limit(2048)
+    rows = [(Row("chats.jsonl", 1, {}), Text("a b c d e f"))]
+    with pytest.raises(DataError) as caught:
+        render(rows, TINY, {2}, DataRecipe(), Limit.of(2048, 3))
+    assert "more than the model's context of 3 (1 such rows); set data.too_long to drop or truncate" in str(
+        caught.value
+    )
+
+
+def test_prompts_are_cut_from_the_left() -> None:
+    example = chat(("system", "Be kind. " * 20), ("user", "one two three"), ("assistant", "four five"))
+    whole = sample(TINY, example)
+    answer = len(whole.tokens) - whole.prompt_length
+    for limit in (answer + 1, answer + 7, len(whole.tokens) - 1):
+        found = rendered(TINY, example, max_seq_length=limit, too_long="truncate")
+        (cut,) = found.samples
+        assert (cut.tokens, cut.trained) == (whole.tokens[-limit:], whole.trained[-limit:])
+        assert cut.prompt_length == limit - answer
+        assert cut.notes == (f"{len(whole.tokens) - limit} tokens cut from the left of the prompt",)
+        assert found.cut == ["chats.jsonl:1"]
+        assert found.losses == "1 cut to fit"
+    # the answer is never cut, nor the token that asks for its first one
+    lost = rendered(TINY, example, max_seq_length=answer, too_long="truncate")
+    assert (lost.samples, lost.too_long, lost.losses) == ([], ["chats.jsonl:1"], "1 too long, left out")
+
+
+def test_a_beginning_of_text_token_stays_where_a_prompt_is_cut(shared_assets: Path) -> None:
+    mistral = load(shared_assets / "tokenizers" / "mistral-v3")
+    whole = sample(mistral, chat(("user", "a b c d e f g h"), ("assistant", "i")))
+    (cut,) = rendered(
+        mistral, chat(("user", "a b c d e f g h"), ("assistant", "i")), max_seq_length=8, too_long="truncate"
+    ).samples
+    assert cut.tokens == [mistral.bos_token_id, *whole.tokens[-7:]]
+    assert learned(mistral, cut) == learned(mistral, whole)
+
+
+def test_a_long_conversation_is_cut_answer_by_answer() -> None:
+    turns = [each for n in range(6) for each in (("user", f"question {n} " * 5), ("assistant", f"answer {n}"))]
+    found = rendered(TINY, chat(*turns), max_seq_length=60, too_long="truncate")
+    assert [learned(TINY, each) for each in found.samples] == [[f"answer {n}<|im_end|>"] for n in range(6)]
+    assert all(len(each.tokens) <= 60 for each in found.samples)
+
+
+def test_a_long_text_becomes_pieces_that_lose_nothing() -> None:
+    whole = sample(TINY, Text("one two three four five six seven"))
+    found = rendered(TINY, Text("one two three four five six seven"), max_seq_length=5, too_long="truncate")
+    assert [token for each in found.samples for token in each.tokens[1:]] == whole.tokens[1:]
+    assert sum(each.trained_count for each in found.samples) == whole.trained_count
+    assert all(len(each.tokens) <= 5 for each in found.samples)
+    assert found.samples[0].notes == (f"piece 1 of {len(found.samples)}: cut to fit",)
+
+
+def test_a_row_with_nothing_to_learn_is_counted() -> None:
+    found = rendered(with_template(None), Text("a"), Text("a b"))
+    assert (len(found.samples), found.empty) == (2, [])
+    endless = rendered(TINY, Text("a"))
+    assert endless.samples[0].trained_count == 1
+
+
 def test_progress_is_told_a_row() -> None:
     told: list[int] = []
     rows = [(Row("chats.jsonl", 1, {}), Text("a")), (Row("chats.jsonl", 2, {}), Text("b"))]
-    render(rows, TINY, {2}, DataRecipe(), 10, told.append)
+    render(rows, TINY, {2}, DataRecipe(), Limit(10), told.append)
     assert told == [1, 2]
 
 

@@ -89,7 +89,7 @@ def test_wrong_type(values: dict[str, Any], line: str) -> None:
             {"train": {"schedule": "cosin"}},
             "train.schedule: is 'cosin'; use one of cosine, linear, constant (did you mean cosine?)",
         ),
-        ({"data": {"too_long": "cut"}}, "data.too_long: is 'cut'; use one of error, drop"),
+        ({"data": {"too_long": "cut"}}, "data.too_long: is 'cut'; use one of error, drop, truncate"),
         ({"quantize": {"bits": 7}}, "quantize.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         ({"quantize": {"group_size": 48}}, "quantize.group_size: no groups of 48; use 32, 64 or 128"),
         (
