@@ -57,7 +57,7 @@ def prepare() -> None:
     """Puts an installed OpenBLAS in front of the reference BLAS that MLX's Linux CPU wheels link.
 
     The dynamic linker takes the first definition it finds, so this works only before `mlx.core` is loaded.
-    float32 matmul then runs some 30 times faster. MLXTUNE_OPENBLAS=0 leaves it out; a path names another library.
+    float32 matmul then runs 25 times faster. MLXTUNE_OPENBLAS=0 leaves it out; a path names another library.
     """
     wanted = os.environ.get("MLXTUNE_OPENBLAS", "1")
     if sys.platform != "linux" or wanted == "0" or "mlx.core" in sys.modules:

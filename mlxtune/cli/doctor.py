@@ -151,7 +151,7 @@ def advice(facts: Facts) -> list[str]:
     if facts.device == "cpu" and facts.nvidia:
         lines.append("An NVIDIA GPU is not used: install MLX for it with `pip install 'mlxtune[cuda13]'`.")
     if facts.device == "cpu" and facts.blas == "reference BLAS":
-        lines.append(f"Training in float32 is about 30 times slower without OpenBLAS: {_openblas_hint(facts)}.")
+        lines.append(f"Training is several times slower without OpenBLAS: {_openblas_hint(facts)}.")
     if facts.working_set_bytes < LOW_MEMORY_BYTES:
         lines.append(
             f"{size(facts.working_set_bytes)} of memory is little: choose models below 1B parameters, or quantize them."

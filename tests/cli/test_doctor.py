@@ -52,7 +52,7 @@ LINUX = dataclasses.replace(
     hub_offline=True,
     hub_token=False,
 )
-SLOW = "Training in float32 is about 30 times slower without OpenBLAS: "
+SLOW = "Training is several times slower without OpenBLAS: "
 
 
 def test_nothing_to_improve() -> None:
