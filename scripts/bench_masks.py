@@ -266,18 +266,39 @@ def expected(tokenizer: Any, pieces: list[Piece]) -> tuple[list[int], list[bool]
     return encoding["input_ids"], trained
 
 
+def expected_samples(tokenizer: Any, pieces: list[Piece]) -> Iterator[tuple[list[int], list[bool]]]:
+    """What a text by hand is to become: one sample, but for answers whose start the tokenizer merges with the prompt.
+
+    Such an answer is asked for with the prompt's own tokens, so it is a sample of its own: they, then the answer's.
+    """
+    whole = tokenizer.encode("".join(part for part, _ in pieces), add_special_tokens=False)
+    kept: list[Piece] = []
+    for part, learned in pieces:
+        before = "".join(text for text, _ in pieces[: len(kept)])
+        prompt = tokenizer.encode(before, add_special_tokens=False) if learned else []
+        if learned and whole[: len(prompt)] != prompt:
+            answer = tokenizer.encode(part, add_special_tokens=False)
+            yield prompt + answer, [False] * len(prompt) + [True] * len(answer)
+            learned = False
+        kept.append((part, learned))
+    if any(learned for _, learned in kept):
+        yield expected(tokenizer, kept)
+
+
 def wrong_tokens(tokenizer: Any, samples: list[Sample], by_hand: list[list[Piece]]) -> int:
     """Tokens that are wrongly learned or left out; all of a row's where its tokens are not those by hand."""
-    wanted = [expected(tokenizer, pieces) for pieces in by_hand]
-    found = {tuple(sample.tokens): sample.trained for sample in samples}
-    wrong = 0
+    wanted = [each for pieces in by_hand for each in expected_samples(tokenizer, pieces)]
+    if len(samples) != len(wanted):
+        return sum(len(tokens) for tokens, _ in wanted)
+    left, wrong = list(samples), 0
     for tokens, trained in wanted:
-        # what stands behind the last learned token says nothing about the mask
-        match = next((own for each, own in found.items() if list(each[: len(tokens)]) == tokens), None)
+        # of what stands behind the last learned token, only that it is not learned
+        match = next((each for each in left if each.tokens[: len(tokens)] == tokens), None)
         if match is None:
             return sum(len(tokens) for tokens, _ in wanted)
-        wrong += sum(a != b for a, b in zip(trained, match, strict=False)) + sum(match[len(tokens) :])
-    return wrong + (len(tokens) if len(samples) != len(wanted) else 0)
+        left.remove(match)
+        wrong += sum(a != b for a, b in zip(trained, match.trained, strict=False)) + sum(match.trained[len(tokens) :])
+    return wrong
 
 
 def mlx_lm_wrong(tokenizer: Any, messages: list[Message]) -> int:

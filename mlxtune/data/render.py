@@ -202,72 +202,102 @@ def _end_of_text(where: str, tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A text's tokens, and the characters `[begin, end)` of the text that each stands for."""
+
+    text: str
+    tokens: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def _encoded(text: str, reader: _Reader) -> _Encoded:
+    found = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return _Encoded(text, found["input_ids"], found["offset_mapping"])
+
+
 def _masked(where: str, chat: Chat, numbers: list[int], reader: _Reader, apart: bool) -> list[Sample]:
     """The answers `numbers` of a conversation: one sample of those that its whole text has, and one for each other."""
-    whole = whole_text(where, chat, reader.tokenizer)
-    shared: list[Turn] = []
+    whole = _encoded(whole_text(where, chat, reader.tokenizer), reader)
+    shared: list[tuple[Turn, int]] = []
     samples: list[tuple[int, Sample]] = []
-    for number in numbers:
+    for place, number in enumerate(numbers, start=1):
         turn = find_turn(where, chat, number, reader.tokenizer, reader.controls)
-        if not apart and whole.startswith(turn.text[: turn.stop]):
-            shared.append(turn)
+        first = _first_token(whole, turn, reader) if whole.text.startswith(turn.text[: turn.stop]) else None
+        if first is not None and not apart:
+            shared.append((turn, first))
             continue
-        note = f"answer {numbers.index(number) + 1} of {len(numbers)}, in a sample of its own"
-        sample = _sample(where, chat, turn.text, [turn], reader)
+        own = _encoded(turn.text, reader)
+        first = _first_token(own, turn, reader)
+        if first is None:
+            own, first = _joined(where, own, turn, chat, reader)
+        note = f"answer {place} of {len(numbers)}, in a sample of its own"
+        sample = _sample(where, chat, own, [(turn, first)], reader)
         samples.append((number, replace(sample, notes=(note,) if len(numbers) > 1 else ())))
     if shared:
-        samples.append((shared[-1].number, _sample(where, chat, whole, shared, reader)))
+        samples.append((shared[-1][0].number, _sample(where, chat, whole, shared, reader)))
     return [sample for _, sample in sorted(samples, key=lambda each: each[0])]
 
 
 def _unmasked(where: str, chat: Chat, numbers: list[int], reader: _Reader) -> Sample:
     """The whole text of a conversation, all of it learned but for its first token and the answers of weight 0."""
-    whole = whole_text(where, chat, reader.tokenizer)
-    weightless = [
-        number
-        for number, message in enumerate(chat.messages)
-        if message["role"] == "assistant" and not is_learned(message)
-    ]
-    turns = []
-    for number in sorted({*weightless, numbers[-1]}):
-        turns.append(find_turn(where, chat, number, reader.tokenizer, reader.controls))
-        if not whole.startswith(turns[-1].text[: turns[-1].stop]):
+    whole = _encoded(whole_text(where, chat, reader.tokenizer), reader)
+
+    def found(number: int) -> tuple[Turn, int]:
+        turn = find_turn(where, chat, number, reader.tokenizer, reader.controls)
+        first = _first_token(whole, turn, reader) if whole.text.startswith(turn.text[: turn.stop]) else None
+        if first is None:
             raise DataError(
                 f"message {number + 1}: the chat template writes it otherwise in the whole conversation",
                 where=where,
                 hint="leave data.mask_prompt on, or split the conversation",
             )
-    asked = next(turn for turn in turns if turn.number == numbers[-1])
-    sample = _sample(where, chat, whole, [asked], reader)
-    hidden = _sample(where, chat, whole, turns, reader).trained if weightless else sample.trained
-    trained = [
-        position > 0 and (own or not other)
-        for position, (own, other) in enumerate(zip(sample.trained, hidden, strict=True))
-    ]
-    return replace(sample, trained=trained)
+        return turn, first
+
+    answers = [number for number, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    hidden = [found(number) for number in answers if not is_learned(chat.messages[number])]
+    weightless = _sample(where, chat, whole, hidden, reader).trained if hidden else [False] * len(whole.tokens)
+    sample = _sample(where, chat, whole, [found(numbers[-1])], reader)
+    return replace(sample, trained=[place > 0 and not hide for place, hide in enumerate(weightless)])
 
 
-def _sample(where: str, chat: Chat, text: str, turns: list[Turn], reader: _Reader) -> Sample:
-    """The tokens of `text`, of which the answers `turns` and their ends are learned."""
-    encoding = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    trained = [False] * len(tokens)
-    first = 0
-    for turn in turns:
-        at = f"message {turn.number + 1}"
-        last = _end_of_turn(where, at, offsets, tokens, turn.stop, text, reader.closing)
-        prompt = reader.tokenizer.encode(text[: turn.asked], add_special_tokens=False)
-        first, start = len(prompt), turn.asked + len(turn.text[turn.asked :]) - len(turn.text[turn.asked :].lstrip())
-        # a control token may take the white space behind it with it, as in Phi-3: then the answer starts later
-        if tokens[:first] != prompt or offsets[first][0] > start:
-            content = chat.messages[turn.number]["content"]
-            raise DataError(
-                f"{at}: its beginning and the end of the generation prompt make one token",
-                where=where,
-                hint="delete the white space at the start of this answer" if content[:1].isspace() else None,
-            )
+def _first_token(encoded: _Encoded, turn: Turn, reader: _Reader) -> int | None:
+    """The index of an answer's first token: behind the tokens of the text that asks for it; None if they merge."""
+    prompt = reader.tokenizer.encode(turn.text[: turn.asked], add_special_tokens=False)
+    first, written = len(prompt), turn.text[turn.asked :]
+    # a control token may take the white space behind it with it, as in Phi-3: then the answer starts later
+    starts = turn.asked + len(written) - len(written.lstrip())
+    return first if encoded.tokens[:first] == prompt and encoded.offsets[first][0] <= starts else None
+
+
+def _joined(where: str, encoded: _Encoded, turn: Turn, chat: Chat, reader: _Reader) -> tuple[_Encoded, int]:
+    """The tokens that ask and those of the answer, one behind the other, where the text as a whole would merge them.
+
+    That is what a model meets: it is asked with the former and says the latter. Raises DataError where they do not
+    read the same as the whole text.
+    """
+    prompt, rest = _encoded(turn.text[: turn.asked], reader), _encoded(turn.text[turn.asked :], reader)
+    tokens = prompt.tokens + rest.tokens
+    if reader.tokenizer.decode(tokens) != reader.tokenizer.decode(encoded.tokens):
+        raise DataError(
+            f"message {turn.number + 1}: its beginning and the end of the generation prompt make one token",
+            where=where,
+            hint="delete the white space at the start of this answer"
+            if chat.messages[turn.number]["content"][:1].isspace()
+            else None,
+        )
+    offsets = [(begin + turn.asked, end + turn.asked) for begin, end in rest.offsets]
+    return _Encoded(turn.text, tokens, prompt.offsets + offsets), len(prompt.tokens)
+
+
+def _sample(where: str, chat: Chat, encoded: _Encoded, turns: list[tuple[Turn, int]], reader: _Reader) -> Sample:
+    """The sample of a text in which the answers `turns`, each with its first token, are learned, and their ends."""
+    trained = [False] * len(encoded.tokens)
+    for turn, first in turns:
+        last = _end_of_turn(where, f"message {turn.number + 1}", encoded, turn.stop, reader.closing)
         trained[first : last + 1] = [True] * (last + 1 - first)
-    return Sample(where, tokens, trained, first, _answer(chat, turns[-1], text))
+    turn, first = turns[-1]
+    return Sample(where, encoded.tokens, trained, first, _answer(chat, turn, encoded.text))
 
 
 def _answer(chat: Chat, turn: Turn, text: str) -> str:
@@ -278,22 +308,14 @@ def _answer(chat: Chat, turn: Turn, text: str) -> str:
     return content if plain else text[turn.asked : turn.stop]
 
 
-def _end_of_turn(
-    where: str,
-    at: str,
-    offsets: list[tuple[int, int]],
-    tokens: list[int],
-    stop: int,
-    text: str,
-    closing: set[int],
-) -> int:
+def _end_of_turn(where: str, at: str, encoded: _Encoded, stop: int, closing: set[int]) -> int:
     """Index of the token that ends the turn: the first end or control token behind the answer, only space between."""
-    for index, (begin, _) in enumerate(offsets):
+    for index, (begin, _) in enumerate(encoded.offsets):
         if begin < stop:
             continue
-        if text[stop:begin].strip():
+        if encoded.text[stop:begin].strip():
             break
-        if tokens[index] in closing:
+        if encoded.tokens[index] in closing:
             return index
     raise DataError(
         f"{at}: no end-of-turn token follows it in the chat template", where=where, hint="use a model made for chat"

@@ -29,7 +29,6 @@ def script(name: str) -> ModuleType:
 
 masks = script("bench_masks")
 OWN = masks.cases(None)
-MERGED = "its beginning and the end of the generation prompt make one token"
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -44,10 +43,9 @@ def test_no_token_is_wrong_on_real_tokenizers(shared_assets: Path) -> None:
     for name, case in masks.cases(shared_assets / "tokenizers").items():
         if name not in OWN:
             figures = masks.check(case, count=60, seed=2, peer=False)
-            assert figures["rows"] > 20
+            assert figures["rows"] > 50
             assert figures["wrong_tokens"] == 0
-            # a line break at the start of an answer becomes part of the prompt's last token
-            assert figures["refused"].keys() <= {MERGED}
+            assert sum(figures["refused"].values()) <= 1
 
 
 def test_the_templates_by_hand_can_tell_a_wrong_mask() -> None:
@@ -95,7 +93,7 @@ def test_what_is_learned_reads_as_the_answers_and_their_ends(
     try:
         samples = render([(row, Chat(messages))], case.tokenizer, {2}, DataRecipe(), Limit(10_000)).samples
     except DataError as error:
-        assert MERGED in str(error) or "changes this answer" in str(error)  # Unicode white space that a template trims
+        assert "changes this answer" in str(error)  # Unicode white space that a template trims
         return
     by_hand = case.by_hand(messages)
     assert masks.wrong_tokens(case.tokenizer, samples, by_hand) == 0

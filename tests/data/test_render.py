@@ -172,15 +172,9 @@ def test_the_whole_of_a_sample_by_hand() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("answer", [" b", "b  ", "b\n", "\tb", "\n\nb", "\u3000b", " 🙂 ", "b \n c"])
-def test_white_space_around_an_answer_is_kept_or_refused(name: str, answer: str, shared_assets: Path) -> None:
+def test_white_space_around_an_answer_is_kept(name: str, answer: str, shared_assets: Path) -> None:
     tokenizer = load(shared_assets / "tokenizers" / name)
     example = chat(("user", "a"), ("assistant", answer))
-    if name in REAL[:2] and answer == "\n\nb":  # the line break that ends the prompt would be part of the token
-        assert refusal(tokenizer, example) == (
-            "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token; "
-            "delete the white space at the start of this answer"
-        )
-        return
     found = sample(tokenizer, example)
     kept = {
         "mistral-v3": f" {answer.strip()}",  # its template trims
@@ -204,16 +198,17 @@ def test_phi_3s_text_ends_with_an_end_of_text_that_is_not_learned(shared_assets:
     ]
 
 
-def test_offsets_without_leading_spaces_hide_no_merged_token() -> None:
-    """Byte-level tokenizers may leave a token's leading space out of its offsets; " b" must not pass for "b"."""
+def test_an_answer_that_merges_with_the_prompt_is_asked_for_with_the_prompt_s_own_tokens() -> None:
+    """A prompt that ends with a space is asked with as it is: the answer behind it cannot begin with " the"."""
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
     trimmed = with_template(template + "{% if add_generation_prompt %}assistant: {% endif %}")
+    # byte-level tokenizers may leave a token's leading space out of its offsets; " the" must not pass for "the"
     trimmed.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True, add_prefix_space=False)
     assert trimmed(" the", return_offsets_mapping=True)["offset_mapping"] == [(1, 4)]
-    # only the first answer is spoilt: " 🙂" is " " and the smiley
-    assert refusal(trimmed, chat(("user", "a"), ("assistant", "the"), ("user", "c"), ("assistant", "🙂"))) == (
-        "chats.jsonl:1: message 2: its beginning and the end of the generation prompt make one token"
-    )
+    example = chat(("user", "a"), ("assistant", "the"), ("user", "c"), ("assistant", "🙂"))
+    merged, shared = rendered(trimmed, example).samples  # " 🙂" is " " and the smiley
+    assert merged.tokens == [*asked(trimmed, Chat(example.messages[:2])), *trimmed.encode("the<|im_end|>")]
+    assert [learned(trimmed, each) for each in (merged, shared)] == [["the<|im_end|>"], ["🙂<|im_end|>"]]
     trimmed.chat_template = template + "{% if add_generation_prompt %}assistant:{% endif %}"
     assert learned(trimmed, sample(trimmed, chat(("user", "a"), ("assistant", "the")))) == [" the<|im_end|>"]
 
@@ -595,19 +590,15 @@ def test_any_chat_on_the_embedded_tokenizer(conversation: tuple[bool, list[tuple
 @pytest.mark.parametrize("name", REAL[:1])
 @settings(max_examples=60, deadline=None)
 @given(conversation=CONVERSATION)
-def test_any_chat_on_a_real_tokenizer_is_exact_or_refused(
+def test_any_chat_on_a_real_tokenizer_is_exact(
     name: str, shared_assets: Path, conversation: tuple[bool, list[tuple[str, str]]]
 ) -> None:
     tokenizer = load(shared_assets / "tokenizers" / name)
     example = as_chat(conversation)
-    try:
-        found = sample(tokenizer, example)
-    except DataError as error:
-        assert "make one token" in str(error) and any(answer[0] in "\r\n" for _, answer in conversation[1])
-        return
-    expected = [unicodedata.normalize("NFC", f"{answer}<|im_end|>") for _, answer in conversation[1]]
-    assert learned(tokenizer, found) == expected
-    assert found.tokens[: found.prompt_length] == asked(tokenizer, example)
+    samples = rendered(tokenizer, example).samples
+    expected = sorted(unicodedata.normalize("NFC", f"{answer}<|im_end|>") for _, answer in conversation[1])
+    assert sorted(text for each in samples for text in learned(tokenizer, each)) == expected
+    assert samples[-1].tokens[: samples[-1].prompt_length] == asked(tokenizer, example)
 
 
 WEIGHED = [
