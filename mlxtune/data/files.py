@@ -1,24 +1,33 @@
-"""Files of examples -> rows that know where they come from. Knows JSONL, JSON and CSV, not what a row means."""
+"""Files of examples -> rows that know where they come from. Knows file formats, not what a row means."""
 
+import codecs
 import csv
 import io
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mlxtune.data import parquet
+from mlxtune.data.contents import STDIN, SUFFIXES, Contents, read
 from mlxtune.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+LONGEST_ROW = 16 << 20  # bytes of a line of JSONL, characters of a column of CSV
+DEEPEST = 100  # lists and objects inside each other
+
+Found = Iterator["Row | DataError"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file. `line` counts from 1; in a JSON list it is the item's number."""
+    """One row of a file. `line` counts from 1; in a JSON list or a Parquet file it is the item's number."""
 
     file: str
     line: int
@@ -30,15 +39,24 @@ class Row:
 
 
 def resolve(name: str) -> Path:
-    """The path that a recipe or flag names; `tickets` is the embedded set. Raises DataError if it does not exist."""
+    """The path that a recipe or flag names; `tickets` is the embedded set, `-` is what is piped in.
+
+    Raises DataError if there is no such path.
+    """
     path = Path(name).expanduser()
-    if not path.exists() and name == "tickets":
+    if path == STDIN or path.exists():
+        return path
+    if name == "tickets":
         return Path(str(resources.files("mlxtune") / "assets" / "tickets.jsonl"))
-    if not path.exists():
-        raise DataError(
-            "no such file or folder", where=name, hint="give a JSONL, JSON or CSV file, or a folder of splits"
-        )
-    return path
+    hint = "give a JSONL, JSON or CSV file, a Parquet file, a gzip of one, or a folder of splits"
+    if is_hub_name(name):
+        hint = f"check its name; a data set of the hub is fetched first, by `mlxtune data convert {name} FOLDER`"
+    raise DataError("no such file or folder", where=name, hint=hint)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be that of a data set on the hub, as `org/name:split`, rather than of a file."""
+    return HUB_NAME.fullmatch(name) is not None and not name.lower().endswith(SUFFIXES) and name[0] not in ".~"
 
 
 def split_files(folder: Path) -> dict[str, Path]:
@@ -78,47 +96,103 @@ def first_of(mistakes: list[DataError]) -> DataError:
 
 def scan_rows(path: Path) -> tuple[list[Row], list[DataError]]:
     """All rows of a file and all its malformed rows. Raises DataError if the file cannot be read at all."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"has the unknown suffix {path.suffix!r}", where=path, hint=f"use {', '.join(SUFFIXES)}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError("is not UTF-8", where=f"{path}:{line}", hint="save the file as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path) from None
-    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[suffix]
+    contents = read(path)
     rows: list[Row] = []
     mistakes: list[DataError] = []
-    for found in read(str(path), text):
-        (mistakes if isinstance(found, DataError) else rows).append(found)  # type: ignore[arg-type]
+    for found in READERS[contents.kind](contents):
+        if isinstance(found, DataError):
+            mistakes.append(found)
+        else:
+            rows.append(found)
     return rows, mistakes
 
 
-def _jsonl(file: str, text: str) -> Iterator[Row | DataError]:
-    # not splitlines(): it also breaks at characters that JSON strings may hold
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _row(file, number, line)
-
-
-def _row(file: str, number: int, line: str) -> Row | DataError:
-    where = f"{file}:{number}"
+def _text(contents: Contents) -> str:
     try:
-        value = json.loads(line, parse_constant=_refuse_constant)
+        return contents.data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError("is not UTF-8", where=f"{contents.name}:{line}", hint="save the file as UTF-8") from None
+
+
+def _jsonl(contents: Contents) -> Found:
+    # of bytes, as lines of text also break at characters that JSON strings may hold
+    lines = io.BytesIO(contents.data.removeprefix(codecs.BOM_UTF8))
+    for number, line in enumerate(lines, start=1):
+        if not line.isspace():
+            yield _row(contents.name, number, line)
+
+
+def _row(file: str, number: int, line: bytes) -> Row | DataError:
+    where = f"{file}:{number}"
+    if len(line) > LONGEST_ROW:
+        what = f"is a row of {len(line):,} bytes; the most is {LONGEST_ROW:,}"
+        return DataError(what, where=where, hint="write one JSON object a line, and long texts in parts")
+    try:
+        text = line.decode().rstrip("\r\n")
+        value = _loads(text)
+    except UnicodeDecodeError:
+        return DataError("is not UTF-8", where=where, hint="save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else str(error)
-        return DataError(f"not valid JSON: {reason}{at}", where=where, hint="write one JSON object a line")
-    return _object(file, number, value, line)
+        return DataError(f"not valid JSON: {_reason(error)}", where=where, hint="write one JSON object a line")
+    return _object(file, number, value, escaped="\\u" in text)
 
 
-def _object(file: str, number: int, value: object, source: str) -> Row | DataError:
+def _reason(error: ValueError | RecursionError) -> str:
+    """Why JSON cannot be read, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return f"lists and objects more than {DEEPEST} deep"
+    return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:40]!r} comes twice in one object")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats)
+
+
+def _loads(text: str) -> object:
+    """A JSON value. Raises ValueError or RecursionError, also for what Python reads but JSON does not have."""
+    value: object = _DECODER.decode(text)
+    if text.count("[") + text.count("{") > DEEPEST:
+        _check_depth(value)
+    return value
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [each for each in level if isinstance(each, list | dict)]
+        level = [item for each in inner for item in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _object(file: str, number: int, value: object, *, escaped: bool) -> Row | DataError:
+    """A row of a JSON value; `escaped`: its text has escapes, of which two may belong together."""
     where = f"{file}:{number}"
     if not isinstance(value, dict):
         return DataError(f"is a JSON {_json_type(value)}, not an object", where=where, hint='write {"prompt": …}')
-    if "\\u" in source:
+    if escaped:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -127,48 +201,76 @@ def _object(file: str, number: int, value: object, source: str) -> Row | DataErr
     return Row(file, number, value)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def _json_type(value: object) -> str:
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
-def _json(file: str, text: str) -> Iterator[Row | DataError]:
+def _json(contents: Contents) -> Found:
+    text = _text(contents)
+    hint = "write a list of objects, or JSONL"
+    if not text.strip():
+        return
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = _loads(text)
     except (ValueError, RecursionError) as error:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        yield DataError(f"not valid JSON: {error}", where=f"{file}:{line}", hint="write a list of objects, or JSONL")
+        where = f"{contents.name}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else contents.name
+        yield DataError(f"not valid JSON: {_reason(error)}", where=where, hint=hint)
         return
     if not isinstance(value, list):
-        yield DataError(
-            f"is a JSON {_json_type(value)}, not a list", where=file, hint="write a list of objects, or JSONL"
-        )
+        yield DataError(f"is a JSON {_json_type(value)}, not a list", where=contents.name, hint=hint)
         return
+    escaped = "\\u" in text
     for number, item in enumerate(value, start=1):
-        yield _object(file, number, item, text)
+        yield _object(contents.name, number, item, escaped=escaped)
 
 
-def _csv(file: str, text: str) -> Iterator[Row | DataError]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv(contents: Contents) -> Found:
+    file, check = contents.name, "check the quotes"
+    csv.field_size_limit(LONGEST_ROW)
+    reader = csv.reader(io.StringIO(_text(contents), newline=""), strict=True)
+    columns: list[str] | None = None
     start = 1
     try:
-        if not reader.fieldnames:
-            return
-        twice = [name for name, count in Counter(reader.fieldnames).items() if count > 1]
-        if twice:
-            yield DataError(f"has the column `{twice[0]}` twice", where=f"{file}:1", hint="rename one of them")
-            return
-        start = reader.line_num + 1
-        for value in reader:
-            if None in value or None in value.values():
-                count = len(reader.fieldnames)
-                yield DataError(f"does not have {count} columns", where=f"{file}:{start}", hint="check the quotes")
+        for cells in reader:
+            line, start = start, reader.line_num + 1
+            where = f"{file}:{line}"
+            if not cells:
+                continue
+            if columns is None:
+                columns = cells
+                mistake = _bad_header(where, columns)
+                if mistake is not None:
+                    yield mistake
+                    return
+            elif len(cells) != len(columns):
+                plural = "" if len(columns) == 1 else "s"
+                yield DataError(f"does not have {len(columns)} column{plural}", where=where, hint=check)
             else:
-                yield Row(file, start, value)
-            start = reader.line_num + 1
+                yield Row(file, line, dict(zip(columns, cells, strict=True)))
     except csv.Error as error:
-        yield DataError(f"not valid CSV: {error}", where=f"{file}:{start}", hint="check the quotes")
+        yield DataError(f"not valid CSV: {error}", where=f"{file}:{start}", hint=check)
+
+
+def _bad_header(where: str, columns: list[str]) -> DataError | None:
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        return DataError(f"has the column `{twice[0]}` twice", where=where, hint="rename one of them")
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and sign in columns[0]:
+            return DataError(f"has columns separated by {name}", where=where, hint="separate them by commas")
+    return None
+
+
+def _parquet(contents: Contents) -> Found:
+    batches = parquet.read_batches(contents.name, contents.data, contents.limit)
+    for found in parquet.rows_of(contents.name, batches, contents.limit):
+        yield found if isinstance(found, DataError) else Row(contents.name, *found)
+
+
+READERS: dict[str, Callable[[Contents], Found]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -3,24 +3,22 @@
 To add a format: a function `row -> Example` and a line in `FORMATS`.
 """
 
-import functools
+import difflib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from mlxtune.data import columns
 from mlxtune.data.files import Row
-from mlxtune.errors import DataError, RecipeError
+from mlxtune.data.messages import checked_text, clean, from_conversations, parse_tools, shown, written_calls
+from mlxtune.errors import DataError
 from mlxtune.recipe import DataRecipe
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation: messages of `role` and `content`, and the tools offered in it.
+    """A conversation: messages of `role` and a text `content`, as `messages.clean` makes them; the tools offered in it.
 
     An assistant's message may have the `weight` 0: it is context and not learned. With 1, or without, it is.
     """
@@ -47,32 +45,87 @@ class Text:
 Example = Chat | Completion | Text
 
 
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How rows with the columns `needed` are read; those of `optional` are read too where a row has them."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Row], Example]
+
+    def __str__(self) -> str:
+        return " + ".join(f"`{name}`" for name in self.needed)
+
+
 def reader(rows: Sequence[Row], data: DataRecipe) -> Callable[[Row], Example]:
-    """How to read each row of one file: in the format that most of `rows` have. It raises DataError as `to_example`."""
-    return lambda row: to_example(row, data)
+    """How to read each row of one file: in the format that most of `rows` have.
+
+    It raises DataError with the row's place, also for a row of another format. Raises RecipeError as `to_example`.
+    """
+    if columns.wanted(data) is not None:
+        return lambda row: to_example(row, data)
+    votes = Counter(each.needed for row in rows if (each := format_of(row)) is not None)
+    if not votes:
+        return lambda row: to_example(row, data)
+    most = next(each for each in FORMATS if each.needed == votes.most_common(1)[0][0])
+
+    def read(row: Row) -> Example:
+        if format_of(row) is not most:
+            what = f"has the columns {columns.named(row)}; the other rows of this file have {most}"
+            raise DataError(what, where=row.where, hint="write all rows of a file in one format")
+        return most.read(row)
+
+    return read
 
 
 def to_example(row: Row, data: DataRecipe) -> Example:
-    """The example in a row. Raises DataError with the row's place."""
-    if data.prompt is not None and data.completion is not None:
-        return Completion(_filled(data.prompt, row), _filled(data.completion, row))
-    for columns, read in FORMATS:
-        if columns <= row.value.keys():
-            return read(row)
-    known = ", or ".join(" + ".join(f"`{name}`" for name in sorted(columns, reverse=True)) for columns, _ in FORMATS)
-    seen = ", ".join(f"`{name}`" for name in row.value) or "none"
-    raise DataError(
-        f"has the columns {seen}; expected {known}",
-        where=row.where,
-        hint="or set data.prompt and data.completion in the recipe",
-    )
+    """The example in a row. Raises DataError with the row's place, RecipeError for a malformed `data`."""
+    texts = columns.wanted(data)
+    if texts is not None:
+        prompt, completion = texts
+        return Completion(columns.filled(prompt, row), columns.filled(completion, row))
+    found = format_of(row)
+    if found is None:
+        raise _unknown(row)
+    return found.read(row)
+
+
+def format_of(row: Row) -> Format | None:
+    """The first format whose columns a row has; a row that has a value in each of them comes before one with gaps."""
+    filled = {name for name, value in row.value.items() if value is not None}
+    for names in (filled, set(row.value)):
+        for each in FORMATS:
+            if names.issuperset(each.needed):
+                return each
+    return None
+
+
+def _unknown(row: Row) -> DataError:
+    known = ", or ".join(str(each) for each in FORMATS)
+    what = f"has the columns {columns.named(row)}; expected {known}"
+    return DataError(what, where=row.where, hint=_nearest(row))
+
+
+def _nearest(row: Row) -> str:
+    """What could make examples of rows in no known format."""
+    names = [name for each in FORMATS for name in each.needed]
+    for name in row.value:
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+        if near and near[0] not in row.value:
+            return f"rename `{name}` to `{near[0]}`, or set data.prompt and data.completion in the recipe"
+    asked = next((name for name in ASKED if name in row.value), None)
+    answered = next((name for name in ANSWERED if name in row.value and name != asked), None)
+    if asked and answered:
+        return f"set data.prompt to {asked} and data.completion to {answered} in the recipe"
+    return "rename its columns, or set data.prompt and data.completion in the recipe"
 
 
 def kept(row: Row, data: DataRecipe) -> bool:
     """Whether `data.keep` keeps a row; it keeps canonical ones. Raises DataError if a column it names is missing."""
     for column, values in data.keep.items():
         if column not in row.value:
-            raise DataError(f"has no column `{column}`, which data.keep names", where=row.where)
+            what = f"has no column `{column}`, which data.keep names"
+            raise DataError(what, where=row.where, hint=f"it has {columns.named(row)}")
         if str(row.value[column]) not in values:
             return False
     return True
@@ -107,77 +160,34 @@ def prompt_text(example: Example) -> str:
 
 
 def answer_text(example: Example) -> str | None:
-    """The answer that an example teaches last; None for plain text."""
+    """The answer that an example teaches last, each tool call as JSON on a line of its own; None for plain text."""
     if isinstance(example, Chat):
-        return str(example.messages[last_learned(example)]["content"])
+        answer = example.messages[last_learned(example)]
+        return "\n".join([*filter(None, [answer["content"]]), *written_calls(answer)])
     return example.completion if isinstance(example, Completion) else None
 
 
-def _written(value: object) -> object:
-    """What a template writes for a value; `None` or a Python list would be learned letter by letter."""
-    if value is None or isinstance(value, list | dict):
-        raise jinja2.UndefinedError(f"it would write {value!r}")
-    return value
-
-
-_TEMPLATES = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_written
-)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    return _TEMPLATES.from_string(template)
-
-
-def _filled(template: str, row: Row) -> str:
-    """A Jinja template with the columns of a row filled in. Raises DataError for one that is missing or no text."""
-    try:
-        text = _compiled(template).render(row.value)
-    except jinja2.UndefinedError as error:
-        seen = ", ".join(f"`{name}`" for name in row.value)
-        raise DataError(f"{template!r} does not fit: {error}", where=row.where, hint=f"it has {seen}") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-        raise RecipeError(f"{template!r} is no valid template: {error}", where="data.prompt, data.completion") from None
-    if not text.strip():
-        raise DataError(f"{template!r} gives an empty text", where=row.where, hint="fill the row in or delete it")
-    return text
-
-
 def _text(row: Row, column: str) -> str:
-    if column not in row.value:
-        seen = ", ".join(f"`{name}`" for name in row.value)
-        raise DataError(f"has no column `{column}`", where=row.where, hint=f"it has {seen}")
     value = row.value[column]
     if not isinstance(value, str):
-        raise DataError(f"`{column}` is {value!r}, not a text", where=row.where)
+        raise DataError(f"`{column}` is {shown(value)}, not a text", where=row.where, hint="correct or delete the row")
     if not value.strip():
         raise DataError(f"`{column}` is empty", where=row.where, hint="fill it in or delete the row")
-    return value
+    return checked_text(row.where, f"`{column}`", value)
 
 
 def _chat(row: Row) -> Example:
-    messages = row.value["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise DataError("`messages` is no list of messages", where=row.where)
-    cleaned = []
-    for number, message in enumerate(messages, start=1):
-        at = f"message {number}"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, dict) else message
-            raise DataError(f"{at} has the role {role!r}", where=row.where, hint=f"use one of {', '.join(ROLES)}")
-        if message.get("tool_calls"):
-            raise DataError(f"{at} calls a tool, which is not supported", where=row.where, hint="delete the row")
-        if not isinstance(message.get("content"), str):
-            raise DataError(f"{at} has the content {message.get('content')!r}, not a text", where=row.where)
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise DataError(f"{at}, an answer, is empty", where=row.where, hint="fill it in or delete the row")
-        weight = message.get("weight")
-        if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-            raise DataError(f"{at} has the weight {weight!r}", where=row.where, hint="use 0 or 1")
-        cleaned.append({"role": message["role"], "content": message["content"]})
-        if weight is not None and message["role"] == "assistant":
-            cleaned[-1]["weight"] = int(weight)
+    return _conversation(row, row.value["messages"])
+
+
+def _sharegpt(row: Row) -> Example:
+    messages = from_conversations(row.where, row.value["conversations"])
+    system = [{"role": "system", "content": _text(row, "system")}] if row.value.get("system") else []
+    return _conversation(row, system + messages)
+
+
+def _conversation(row: Row, messages: object) -> Chat:
+    cleaned = clean(row.where, messages)
     if cleaned[-1]["role"] != "assistant":
         raise DataError(
             f"ends with the {cleaned[-1]['role']}", where=row.where, hint="end it with an assistant's answer"
@@ -186,22 +196,39 @@ def _chat(row: Row) -> Example:
         raise DataError(
             "has no token to learn: every answer has the weight 0", where=row.where, hint="give one the weight 1"
         )
-    tools = row.value.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError("`tools` is no list of objects", where=row.where)
-    return Chat(cleaned, tools)
+    return Chat(cleaned, parse_tools(row.where, row.value.get("tools")))
 
 
 def _completion(row: Row) -> Example:
     return Completion(_text(row, "prompt"), _text(row, "completion"))
 
 
+def _alpaca(row: Row) -> Example:
+    for column in ("system", "history"):
+        if row.value.get(column):
+            what = f"has a `{column}`, which is not read beside `instruction`"
+            raise DataError(what, where=row.where, hint="write the conversation as `messages`")
+    prompt = _text(row, "instruction")
+    given = row.value.get("input")
+    if given is not None and not isinstance(given, str):
+        raise DataError(f"`input` is {shown(given)}, not a text", where=row.where, hint="correct or delete the row")
+    prompt = f"{prompt}\n\n{_text(row, 'input')}" if given and given.strip() else prompt
+    return Completion(prompt, _text(row, "output"))
+
+
 def _plain(row: Row) -> Example:
     return Text(_text(row, "text"))
 
 
-FORMATS: list[tuple[frozenset[str], Callable[[Row], Example]]] = [
-    (frozenset({"messages"}), _chat),
-    (frozenset({"prompt", "completion"}), _completion),
-    (frozenset({"text"}), _plain),
-]
+FORMATS = (
+    Format(("messages",), ("tools",), _chat),
+    Format(("conversations",), ("system", "tools"), _sharegpt),
+    Format(("prompt", "completion"), (), _completion),
+    Format(("instruction", "output"), ("input",), _alpaca),
+    Format(("text",), (), _plain),
+)
+# what the columns of a question and its answer are often called, to guess what the recipe could name
+ASKED = ("question", "query", "prompt", "instruction", "input", "ticket", "title", "text", "sentence", "request")
+ANSWERED = (
+    "answer", "response", "completion", "output", "reply", "solution", "label", "category", "intent", "summary",
+)  # fmt: skip

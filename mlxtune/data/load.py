@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlxtune.data.files import SPLIT_NAMES, Row, read_rows, resolve, split_files
+from mlxtune.data.files import SPLIT_NAMES, Row, first_of, read_rows, resolve, split_files
 from mlxtune.data.formats import Example, kept, reader, to_value
 from mlxtune.data.split import split
 from mlxtune.errors import DataError, RecipeError
@@ -31,12 +31,29 @@ def read_examples(path: Path, data: DataRecipe) -> Rows:
     run = RunDir(path.absolute().parent.parent)
     if path.absolute().parent == run.data and run.recipe.is_file():
         data = DataRecipe()
-    found = [row for row in read_rows(path) if kept(row, data)]
+    return as_examples(read_rows(path), data)
+
+
+def as_examples(rows: Sequence[Row], data: DataRecipe) -> Rows:
+    """Those of a file's rows that `data.keep` keeps, each with its example.
+
+    Raises DataError for the first malformed row, saying how many more there are, and if no row is left.
+    """
+    found = [row for row in rows if kept(row, data)]
+    if not found:
+        where = rows[0].file if rows else data.path
+        raise DataError("has no row that data.keep keeps", where=where, hint="check its columns and values")
     read = reader(found, data)
-    rows = [(row, read(row)) for row in found]
-    if not rows:
-        raise DataError("has no row that data.keep keeps", where=path, hint="check its columns and values")
-    return rows
+    examples: Rows = []
+    mistakes: list[DataError] = []
+    for row in found:
+        try:
+            examples.append((row, read(row)))
+        except DataError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise first_of(mistakes)
+    return examples
 
 
 def load_splits(data: DataRecipe, seed: int, label: str | None) -> dict[str, Rows]:

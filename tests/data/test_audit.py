@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 
 from mlxtune.data.audit import Finding, audit
 from mlxtune.data.files import resolve
+from mlxtune.data.similar import near_pairs
 from mlxtune.errors import DataError, InputError, RecipeError
 from mlxtune.recipe import DataRecipe
 
@@ -33,8 +35,14 @@ def test_clean_rows_have_no_findings(tmp_path: Path) -> None:
         "rows": 2,
         "findings": [],
         "stats": {
-            "prompt_characters": {"min": 12, "median": 12, "max": 15},
-            "answer_characters": {"min": 8, "median": 8, "max": 10},
+            "prompt_characters": {
+                **{"min": 12, "median": 12, "p95": 15, "max": 15},
+                "histogram": [{"from": n, "rows": rows} for n, rows in ((12, 1), (13, 0), (14, 0), (15, 1))],
+            },
+            "answer_characters": {
+                **{"min": 8, "median": 8, "p95": 10, "max": 10},
+                "histogram": [{"from": n, "rows": rows} for n, rows in ((8, 1), (9, 0), (10, 1))],
+            },
         },
     }
 
@@ -50,7 +58,7 @@ def test_every_malformed_row_in_one_pass(tmp_path: Path) -> None:
         ("not valid JSON: Expecting property name enclosed in double quotes", ["2"]),
         ("not valid JSON: Expecting value", ["3"]),
         ("is a JSON list, not an object", ["4"]),
-        ("has the columns `a`; expected `messages`, or `prompt` + `completion`, or `text`", ["5"]),
+        ("has the columns `a`; the other rows of this file have `prompt` + `completion`", ["5"]),
     ]
     assert {f.severity for f in found.findings} == {"error"}
     assert found.findings[0].to_dict() == {
@@ -64,7 +72,8 @@ def test_every_malformed_row_in_one_pass(tmp_path: Path) -> None:
 
 
 def test_many_malformed_rows_are_counted_and_the_first_20_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", row("fine"), *["no json"] * 30, *[{"text": n} for n in range(30)])
+    bad = [row(n) for n in range(100, 130)]  # type: ignore[arg-type]
+    path = write(tmp_path / "a.jsonl", row("fine"), *["no json"] * 30, *bad)
     findings = audit({"all": path}, DataRecipe(), None).findings
     assert sum(f.count for f in findings) == 60
     assert [(f.count, len(f.where)) for f in findings[:2]] == [(30, 20), (21, 20)]
@@ -107,21 +116,21 @@ def test_duplicates_name_the_row_that_they_repeat(tmp_path: Path) -> None:
     same, other = audit({"all": path}, DataRecipe(), None).findings
     assert (same.kind, same.severity, same.count) == ("duplicate", "warning", 2)
     assert same.where == (f"{path}:2", f"{path}:4") and same.notes == (f"as {path}:1", f"as {path}:1")
-    assert (other.kind, other.severity, other.where) == ("duplicate", "info", (f"{path}:3",))
+    assert (other.kind, other.severity, other.where) == ("contradiction", "info", (f"{path}:3",))
 
 
 def test_near_duplicates_name_the_row_and_the_similarity(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", row(LONG, "one"), row("else", "two"), row(LONG.replace("old", "tall"), "three"))
     (near,) = audit({"all": path}, DataRecipe(), None).findings
-    # 16 words of which two are `the`: 15 and 15 pairs; one word and two pairs differ: 27 shared of 33
+    similarity = near_pairs([LONG, LONG.replace("old", "tall")])[0].similarity
     assert near.to_dict() == {
         "kind": "near_duplicate",
         "severity": "info",
         "count": 1,
         "where": [f"{path}:3"],
-        "detail": "nearly the same prompt as an earlier row",
+        "detail": "nearly the same as an earlier row",
         "advice": "keep them on one side of the split, as mlxtune does; delete those that add nothing",
-        "notes": [f"like {path}:1 (0.82)"],
+        "notes": [f"like {path}:1 ({similarity:.2f})"],
     }
 
 
@@ -134,11 +143,15 @@ def test_contradictions_are_equal_or_near_prompts_with_other_labels(tmp_path: Pa
         row(LONG, "late\nSorry."),
         row(LONG.replace("old", "tall"), "refund\nDone."),
     )
-    contrary, same = audit({"all": path}, DataRecipe(), r"^(\w+)").findings[:2]
-    assert (contrary.kind, contrary.severity, contrary.count) == ("contradiction", "warning", 2)
-    assert contrary.where == (f"{path}:2", f"{path}:5")
-    assert contrary.notes == (f"'refund', but {path}:1 says 'late'", f"'refund', but {path}:4 says 'late'")
-    assert (same.kind, same.where, same.notes) == ("duplicate", (f"{path}:3",), (f"as {path}:1",))
+    found = audit({"all": path}, DataRecipe(), r"^(\w+)")
+    contrary, nearly = found.findings[:2]
+    assert (contrary.kind, contrary.severity, contrary.where) == ("contradiction", "warning", (f"{path}:2",))
+    assert contrary.notes == (f"'refund', but {path}:1 says 'late'",)
+    # of three equal prompts one has another label: four of five rows can be right
+    assert contrary.detail.endswith("no model gets above 80.0%")
+    assert found.stats["accuracy_ceiling"] == 0.8
+    assert (nearly.kind, nearly.severity, nearly.where) == ("contradiction", "warning", (f"{path}:5",))
+    assert nearly.notes == (f"'refund', but {path}:4 says 'late'",)
 
 
 def test_leaks_are_prompts_of_another_split(tmp_path: Path) -> None:
@@ -147,99 +160,69 @@ def test_leaks_are_prompts_of_another_split(tmp_path: Path) -> None:
     test = write(tmp_path / "test.jsonl", row(LONG.replace("old", "tall")), row("third"), row("second question!"))
     found = audit({"train": train, "valid": valid, "test": test}, DataRecipe(), None)
     assert [file["rows"] for file in found.files] == [3, 2, 3]
-    (leak,) = found.findings
-    assert (leak.kind, leak.severity, leak.count) == ("leak", "warning", 3)
-    assert leak.where == (f"{valid}:2", f"{test}:1", f"{test}:3")
-    assert leak.notes == (f"as {train}:2", f"like {train}:3 (0.82)", f"as {valid}:1")
-    assert leak.detail == "a prompt of another split again: 2 the same, 1 nearly"
+    same, nearly = found.findings
+    assert [(leak.kind, leak.severity) for leak in found.findings] == [("leak", "warning")] * 2
+    assert same.where == (f"{valid}:2", f"{test}:3") and same.notes == (f"as {train}:2", f"as {valid}:1")
+    similarity = near_pairs([LONG, LONG.replace("old", "tall")])[0].similarity
+    assert nearly.where == (f"{test}:1",) and nearly.notes == (f"like {train}:3 ({similarity:.2f})",)
+    assert (same.detail, nearly.detail) == ("the same prompt as in another split", "nearly a prompt of another split")
 
 
-def test_labels_are_counted_and_odd_ones_named(tmp_path: Path) -> None:
-    rows = [row(f"a question about {chr(97 + n % 26) * 3} {chr(97 + n // 26) * 4}", "spam") for n in range(66)]
-    rows += [row("one more", "ham"), row("two more", "Spam"), row("three more", "hamm"), row("four more", "???")]
-    path = write(tmp_path / "a.jsonl", *rows)
-    found = audit({"all": path}, DataRecipe(), r"^(\w+)")
-    assert found.stats["labels"] == {"spam": 66, "Spam": 1, "ham": 1, "hamm": 1}
-    assert [(f.kind, f.severity, f.count, f.detail) for f in found.findings] == [
-        ("label", "warning", 1, "no label in the answer"),
-        ("label", "warning", 1, "the label 'Spam' looks like 'spam'"),
-        ("label", "warning", 3, "labels with fewer than 5 rows: 'Spam' (1), 'ham' (1), 'hamm' (1)"),
-        ("label", "warning", 1, "'spam' has 66 rows, 'hamm' 1: 66 times as many"),
-    ]
-    assert found.findings[0].where == (f"{path}:70",)
+def test_the_context_of_a_question_belongs_to_it(tmp_path: Path) -> None:
+    def chat(system: str, answer: str) -> dict[str, Any]:
+        said = (("system", system), ("user", "It is fine."), ("assistant", answer))
+        return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+    path = write(tmp_path / "a.jsonl", chat("Topic?", "weather"), chat("Mood?", "good"), chat("Mood?", "bad"))
+    contrary, *_ = audit({"all": path}, DataRecipe(), "(.+)").findings
+    assert (contrary.kind, contrary.notes) == ("contradiction", (f"'bad', but {path}:2 says 'good'",))
 
 
-@pytest.mark.parametrize(
-    ("labels", "alike"),
-    [
-        (("refund_request", "refund-request"), True),
-        (("refund_request", "refund_requests"), True),
-        (("late_delivery", "late_delivrey"), True),
-        (("level_1", "level_2"), False),
-        (("level_10", "level_110"), False),
-        (("positive", "negative"), False),
-        (("yes", "no"), False),
-        (("cancel_order", "change_order"), False),
-    ],
-)
-def test_look_alike_labels(tmp_path: Path, labels: tuple[str, str], alike: bool) -> None:
-    first, second = labels
-    rows = [row(f"say {chr(97 + n) * 3}", first if n < 14 else second) for n in range(26)]
-    findings = audit({"all": write(tmp_path / "a.jsonl", *rows)}, DataRecipe(), "(.+)").findings
-    assert [f.detail for f in findings] == ([f"the label {second!r} looks like {first!r}"] if alike else [])
+def test_the_most_frequent_label_of_a_prompt_is_taken_for_right(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", row("what", "odd"), row("what", "usual"), row("What?", "usual"))
+    contrary = audit({"all": path}, DataRecipe(), "(.+)").findings[0]
+    assert contrary.notes == (f"'odd', but {path}:2 says 'usual'",)
 
 
-def test_a_pattern_that_finds_nothing_is_said(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", row("one"), row("two"))
-    (finding,) = audit({"all": path}, DataRecipe(), r"(\d+)").findings
-    assert (finding.kind, finding.count, finding.detail) == ("label", 2, r"'(\\d+)' finds no label in any answer")
+def test_a_word_that_tells_the_labels_apart_makes_no_contradiction(tmp_path: Path) -> None:
+    things = ["street", "village", "second", "quiet", "lovely", "former", "wooden", "temporary"]
+    pins = [row(f"can I change the pin at a {thing} machine", "pin") for thing in things]
+    homes = [row(f"is my {thing} address what you write to", "address") for thing in things]
+    pair = [row("please tell me how I change my pin", "pin"), row("please tell me how I change my address", "address")]
+    slip = [row("please tell me how I chnage my pin", "address")]
+    path = write(tmp_path / "a.jsonl", *pins, *homes, *pair, *slip)
+    findings = audit({"all": path}, DataRecipe(), "(.+)").findings
+    contrary = [f for f in findings if f.kind == "contradiction"]
+    assert [f.where for f in contrary] == [(f"{path}:19",)]
+    assert contrary[0].notes == (f"'address', but {path}:17 says 'pin'",)
 
 
-def test_personal_data_by_entity(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.jsonl",
-        row("Write to a@example.com and b@example.com", "Done."),
-        row("Who is it?", "Ask c@example.com, pay with 4111 1111 1111 1111."),
-        {
-            "messages": [
-                {"role": "system", "content": "Call 202-555-0142."},
-                {"role": "user", "content": "Order 48213 of 2024-05-12"},
-                {"role": "assistant", "content": "Yes."},
-            ]
-        },
-        {"text": "DE89 3704 0044 0532 0130 00"},
-    )
-    findings = audit({"all": path}, DataRecipe(), None).findings
-    assert [(f.kind, f.entity, f.count, f.detail) for f in findings] == [
-        ("pii", "email", 2, "e-mail addresses (email)"),
-        ("pii", "phone", 1, "phone numbers (phone)"),
-        ("pii", "card", 1, "payment cards (card)"),
-        ("pii", "iban", 1, "IBANs (iban)"),
-    ]
-    assert findings[0].to_dict()["entity"] == "email"
-    assert findings[0].where == (f"{path}:1", f"{path}:2") and findings[0].notes == ("", "in the answer")
+def test_an_equal_prompt_with_nearly_the_same_answer_is_a_near_duplicate(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", row("Where is it?", LONG), row("Where is it?", LONG.replace("old", "tall")))
+    (near,) = audit({"all": path}, DataRecipe(), None).findings
+    assert (near.kind, near.notes) == ("near_duplicate", (f"as {path}:1, with nearly the same answer",))
 
 
-def test_odd_lengths(tmp_path: Path) -> None:
-    rows = [row(f"a question about {chr(97 + n) * 3}", f"about {chr(97 + n) * 3}") for n in range(20)]
-    path = write(tmp_path / "a.jsonl", *rows, row("x", "one"), row("which", "y"), row("long", "word " * 300))
-    tiny, long = audit({"all": path}, DataRecipe(), None).findings
-    assert (tiny.kind, tiny.severity, tiny.where) == ("length", "warning", (f"{path}:21", f"{path}:22"))
-    assert tiny.notes == ("prompt", "answer")
-    assert (long.kind, long.severity, long.where) == ("length", "info", (f"{path}:23",))
-    assert long.notes == ("1,500 characters",)
+def test_fast_leaves_out_what_is_only_near(tmp_path: Path) -> None:
+    rows = row(LONG), row(LONG.replace("old", "tall")), row("twice"), row("twice")
+    found = audit({"all": write(tmp_path / "a.jsonl", *rows)}, DataRecipe(), None, fast=True)
+    assert kinds(found.findings) == [("duplicate", "warning", 1)]
 
 
-def test_one_character_is_a_fine_label(tmp_path: Path) -> None:
-    rows = [row(f"is it {chr(97 + n) * 3} or not", "01"[n % 2]) for n in range(22)]
-    found = audit({"all": write(tmp_path / "a.jsonl", *rows)}, DataRecipe(), None)
-    assert found.findings == () and found.stats["labels"] == {"0": 11, "1": 11}
+def test_as_many_places_as_asked_for_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *[row("again")] * 30)
+    for places, named in ((2, 2), (20, 20), (1000, 29)):
+        (same,) = audit({"all": path}, DataRecipe(), None, places=places).findings
+        assert (same.count, len(same.where), len(same.notes)) == (29, named, named)
 
 
 def test_the_tickets_have_the_noise_that_they_are_given() -> None:
     found = audit({"all": resolve("tickets")}, DataRecipe(), None)
     assert not found.has("error")
-    counts = {each.entity or each.kind: each.count for each in found.findings}
+    counts: Counter[str] = Counter()
+    for each in found.findings:
+        counts[each.entity or each.kind] += each.count
     assert set(counts) == {"contradiction", "duplicate", "near_duplicate", "email", "phone"}
-    assert (counts["contradiction"], counts["duplicate"], counts["near_duplicate"]) == (7, 6, 24)
+    assert (counts["contradiction"], counts["duplicate"]) == (7, 6)
+    assert 20 <= counts["near_duplicate"] <= 60
     assert len(found.stats["labels"]) == 9

@@ -1,8 +1,14 @@
+import gzip
+import io
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mlxtune.data.files import Row, read_rows, resolve, scan_rows, split_files
+from mlxtune.data import contents
+from mlxtune.data.files import Row, is_hub_name, read_rows, resolve, scan_rows, split_files
 from mlxtune.errors import DataError
 
 
@@ -126,3 +132,134 @@ def test_home_and_capital_suffixes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read_rows(path) == [Row(str(path), 1, {"text": "one"})]
     with pytest.raises(DataError, match="^~/gone.jsonl: no such file or folder"):
         resolve("~/gone.jsonl")
+
+
+def test_csv_rows_behind_blank_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "\n\ntext,label\n\n\none,a\n\ntwo\n")
+    assert scan_rows(path)[0] == [Row(str(path), 6, {"text": "one", "label": "a"})]
+    assert mistakes(path) == [":8: does not have 2 columns; check the quotes"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_every_kind_of_file_may_be_compressed_or_piped_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    parquet = io.BytesIO()
+    pq.write_table(pa.table({"text": ["one", "two"], "label": ["a", "b"]}), parquet)
+    content = {
+        "a.jsonl": b'{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n',
+        "a.json": b' [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]',
+        "a.csv": b"\xef\xbb\xbftext,label\r\none,a\r\ntwo,b\r\n",
+        "a.parquet": parquet.getvalue(),
+    }[name]
+    values = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
+    for path, data in ((tmp_path / name, content), (tmp_path / f"{name}.gz", gzip.compress(content))):
+        path.write_bytes(data)
+        assert [row.value for row in read_rows(path)] == values
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        for _ in range(2):  # it is read once and kept
+            found = read_rows(resolve("-"))
+            assert [row.value for row in found] == values
+            assert found[0].where == ("stdin:2" if name == "a.csv" else "stdin:1")
+
+
+def test_nothing_piped_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b""))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(DataError, match="^-: has no rows"):
+        read_rows(resolve("-"))
+    monkeypatch.setattr(stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(DataError, match="^stdin: nothing is piped in; pipe rows in, as in `cat"):
+        read_rows(resolve("-"))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="^stdin: nothing is piped in"):
+        read_rows(resolve("-"))
+
+
+def test_more_than_memory_is_not_read_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "MOST", 3 << 20)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(4 << 20))))
+    with pytest.raises(DataError, match="^stdin: is longer than 0.0 GB; give a file, or fewer rows"):
+        read_rows(resolve("-"))
+
+
+def test_a_folder_of_compressed_splits(tmp_path: Path) -> None:
+    for name in ("train.jsonl.gz", "val.parquet", "test.csv.gz"):
+        write(tmp_path / name, "")
+    assert {split: path.name for split, path in split_files(tmp_path).items()} == {
+        "train": "train.jsonl.gz",
+        "valid": "val.parquet",
+        "test": "test.csv.gz",
+    }
+
+
+def test_values_of_parquet_become_those_of_json(tmp_path: Path) -> None:
+    from datetime import date, datetime
+    from decimal import Decimal
+
+    columns = {
+        "text": pa.array(["a", "b"]),
+        "day": [date(2024, 2, 29), None],
+        "time": [datetime(2024, 2, 29, 12, 30)] * 2,
+        "price": [Decimal("1.20")] * 2,
+        "score": [float("nan"), 1.5],
+        "bytes": [b"caf\xc3\xa9", b"\xff"],
+        "map": pa.array([{"k": "v"}, None], pa.map_(pa.string(), pa.string())),
+        "list": pa.array([["x"], []], pa.large_list(pa.large_string())),
+        "code": pa.array([b"12", b"34"], pa.binary(2)),
+        "kind": pa.array(["q", "r"]).dictionary_encode(),
+    }
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path)
+    rest = {"time": "2024-02-29T12:30:00", "price": "1.20"}
+    assert [row.value for row in read_rows(path)] == [
+        {"text": "a", "day": "2024-02-29", **rest, "score": None, "bytes": "café", "map": {"k": "v"}, "list": ["x"]}
+        | {"code": "12", "kind": "q"},
+        {"text": "b", "day": None, **rest, "score": 1.5, "bytes": "/w==", "map": None, "list": []}
+        | {"code": "34", "kind": "r"},
+    ]
+
+
+def test_rows_of_parquet_are_numbered_through_groups_and_batches(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    messages = [[{"role": "user", "content": f"number {n}" + "." * 500, "weight": None}] for n in range(3000)]
+    table = pa.table({"n": list(range(3000)), "messages": messages})
+    # a dictionary that is full leaves off in the middle of a group
+    pq.write_table(table, path, row_group_size=1700, dictionary_pagesize_limit=100_000, data_page_size=10_000)
+    found = read_rows(path)
+    assert [row.line for row in found] == list(range(1, 3001))
+    assert [row.value for row in found] == [{"n": n, "messages": messages[n]} for n in range(3000)]
+
+
+def test_usual_encodings_of_parquet(tmp_path: Path) -> None:
+    texts = [f"text {n % 7} of {n}" for n in range(2000)]
+    for encoding in ("PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"):
+        path = tmp_path / f"{encoding}.parquet"
+        options = {"use_dictionary": False, "column_encoding": {"text": encoding}}
+        pq.write_table(pa.table({"text": texts}), path, compression="none", **options)
+        assert [row.value["text"] for row in read_rows(path)] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "whether"),
+    [
+        ("org/name", True),
+        ("org/name:train", True),
+        ("openai/gsm8k/main:test", True),
+        ("org/name.jsonl", False),
+        ("org/name.csv.gz", False),
+        ("tickets", False),
+        ("./org/name", False),
+        ("../name", False),
+        ("~/name", False),
+        ("/org/name", False),
+    ],
+)
+def test_names_of_the_hub(name: str, whether: bool) -> None:
+    assert is_hub_name(name) is whether
+    if not Path(name).exists():
+        with pytest.raises(DataError) as caught:
+            if name != "tickets":
+                resolve(name)
+            raise DataError("")
+        assert ("mlxtune data convert" in str(caught.value)) is whether

@@ -1,6 +1,6 @@
 import pytest
 
-from mlxtune.data.labels import find_labels, label_in
+from mlxtune.data.labels import find_labels, label_in, label_span, plain
 from mlxtune.errors import InputError
 
 
@@ -27,7 +27,7 @@ def test_few_answers_are_labels_by_their_first_line() -> None:
     "answers",
     [
         ["yes", "no", "maybe"] * 10,  # three of thirty are not fewer than a tenth
-        [f"answer {number}" for number in range(51)] * 20,
+        [f"answer {number}" for number in range(201)] * 20,
         ["always the same"] * 100,
         ["yes", "no"] * 50 + [None],
         [],
@@ -42,3 +42,42 @@ def test_a_bad_pattern_is_an_error_even_without_rows() -> None:
         find_labels([], "(")
     with pytest.raises(InputError, match="has no group"):
         find_labels([], "x")
+
+
+@pytest.mark.parametrize(
+    ("answer", "pattern", "written"),
+    [
+        ("refund", None, "refund"),
+        (" Refund ", None, " Refund "),
+        ("\n late \nSorry.", None, "late"),
+        ("The queue: billing.", r"queue: (\w+)", "billing"),
+        ("none", r"queue: (\w+)", None),
+        ("none", r"none|queue: (\w+)", None),
+    ],
+)
+def test_where_a_label_stands(answer: str, pattern: str | None, written: str | None) -> None:
+    span = label_span(answer, pattern)
+    assert (None if span is None else answer[slice(*span)]) == written
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("refund_request", "Refund request", True),
+        ("refund-request", "refund request.", True),
+        (" refund\n", "refund", True),
+        ("C++", "C#", False),
+        ("+1", "-1", False),
+        ("level 1.5", "level 15", False),
+        ("below -1", "below 1", False),
+        ("+", "-", False),
+        ("?", "!", False),
+    ],
+)
+def test_what_is_only_spelling(one: str, other: str, same: bool) -> None:
+    assert (plain(one) == plain(other)) is same
+
+
+def test_two_hundred_answers_are_labels() -> None:
+    answers = [f"answer {number}" for number in range(200)] * 11
+    assert find_labels(answers, None) == answers

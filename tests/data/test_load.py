@@ -1,6 +1,8 @@
 """Rows of a recipe by split: what is read, kept, split off, and a run's own rows."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,30 @@ def test_a_runs_own_rows_are_not_filled_in_again(tmp_path: Path) -> None:
         load.read_examples(own, data)
     (tmp_path / "run" / "recipe.yaml").write_text("model: tiny\n")
     assert [example for _, example in load.read_examples(own, data)] == [Completion("Q: x", "a")]
+
+
+def test_the_first_malformed_row_is_raised_with_the_number_of_others(tmp_path: Path) -> None:
+    odd = [{"text": "one"}, {"prompt": "x", "completion": ""}]
+    path = write(tmp_path / "a.jsonl", [*pairs(3), *odd])
+    with pytest.raises(DataError) as caught:
+        load.read_examples(path, DataRecipe())
+    assert str(caught.value) == (
+        f"{path}:4: has the columns `text`; the other rows of this file have `prompt` + `completion` "
+        "(and 1 more such row); write all rows of a file in one format"
+    )
+
+
+def test_what_is_piped_in_is_a_file_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in pairs(40)).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows)))
+    assert load.files_of(DataRecipe(path="-")) == {"all": Path("-")}
+    splits = load.load_splits(DataRecipe(path="-"), 0, None)
+    assert sum(map(len, splits.values())) == 40
+    assert all(row.file == "stdin" for part in splits.values() for row, _ in part)
+
+
+def test_columns_may_be_named_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,category\nWhere is it?,late\n")
+    found = load.read_examples(path, DataRecipe(prompt="text", completion="category"))
+    assert [example for _, example in found] == [Completion("Where is it?", "late")]

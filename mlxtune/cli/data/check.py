@@ -1,66 +1,176 @@
-"""`mlxtune data check`: what is wrong with the examples, before anything is trained on them."""
+"""`mlxtune data check`: what is wrong with the examples, before anything is trained on them; and a cleaned copy."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.fetch import fetch
+from mlxtune.cli.flags import build_recipe, recipe_flags
 
 if TYPE_CHECKING:
-    from mlxtune.data.audit import Audit, Finding
+    from mlxtune.data.audit import Audit, Counting, Finding, Table
+    from mlxtune.data.fix import Fixed
+    from mlxtune.recipe import Recipe
 
 COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
-PLACES = 3  # shown of each finding
-KINDS = {"near_duplicate": "near-duplicate", "pii": "personal data"}
-LABELS = 30  # rows of the label table
+SHOWN, NAMED = 3, 20  # places of a finding in the report, and in JSON
+KINDS = {"near_duplicate": "near-duplicate", "pii": "personal data", "stale_fact": "stale fact"}
+LABELS = 12  # rows of the label table
 LABEL_WIDTH, BAR = 40, 24  # characters
+STEPS = "▁▂▃▄▅▆▇█"
 
 
 @click.command("check", short_help="what is wrong with the examples")
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the report.")
 @click.option("--strict", is_flag=True, help="Exit with 1 where there are warnings.")
+@click.option("--fast", is_flag=True, help="Do not search for near-duplicates.")
 @click.option("--label", metavar="REGEX", help="Its first group, found in an answer, is the row's label.")
 @click.option(
     "-c", "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="Read rows as this recipe does."
 )
-def command(path: str | None, as_json: bool, strict: bool, label: str | None, config: Path | None) -> int:
-    """Report malformed rows, duplicates, contradictions, leaks between splits, odd labels and personal data.
+@click.option(
+    "--fix", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a cleaned copy: a file, or a folder."
+)
+@click.option("--redact", is_flag=True, help="Replace personal data in the copy: [EMAIL_1].")
+@click.option(
+    "--redact-map", type=click.Path(path_type=Path), metavar="FILE", help="Write what each placeholder stands for."
+)
+@click.option(
+    "--places",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Name up to N rows of each finding.  [{SHOWN}, in JSON {NAMED}]",
+)
+@recipe_flags("model", "revision", "train.max_seq_length")
+def command(
+    path: str | None,
+    as_json: bool,
+    strict: bool,
+    fast: bool,
+    label: str | None,
+    config: Path | None,
+    out: Path | None,
+    redact: bool,
+    redact_map: Path | None,
+    places: int | None,
+    sets: tuple[str, ...],
+    **flags: Any,
+) -> int:
+    """Report malformed rows, repeats, contradictions, leaks between splits, odd labels, personal data and odd answers.
 
-    PATH is a JSONL, JSON or CSV file, a folder of {train,valid,test}.jsonl, or `tickets`, the embedded set; without
-    it, the data of the recipe. Exit code: 2 with malformed rows, 1 with --strict and warnings, else 0.
+    PATH is a file of examples, a folder of {train,valid,test}.jsonl, or `tickets`, the embedded set; without it, the
+    data of the recipe. With --model, tokens are counted too; only the tokenizer is loaded. --fix leaves out copies and
+    spells labels one way; it never touches PATH. Exit code: 2 with malformed rows, 1 with --strict and warnings,
+    else 0.
 
     \b
     Examples:
       mlxtune data check tickets
-      mlxtune data check my-data/ --strict
+      mlxtune data check my-data/ --strict --fast
       mlxtune data check answers.jsonl --label 'The answer is (\\d+)' --json
+      mlxtune data check tickets.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --max-seq-length 512
+      mlxtune data check tickets.jsonl --fix clean.jsonl --redact
     """
-    from mlxtune.data.audit import audit
+    from mlxtune.data.audit import examine, read
     from mlxtune.data.load import files_of
-    from mlxtune.recipe import Recipe, load
 
-    recipe = load(config) if config is not None else Recipe()
-    data = recipe.data if path is None else replace(recipe.data, path=path)
-    if data.path is None:
+    if redact and out is None:
+        raise click.UsageError("--redact changes the copy that --fix OUT writes: name OUT")
+    if redact_map is not None and not redact:
+        raise click.UsageError("--redact-map belongs to --redact")
+    recipe = build_recipe(config, flags, sets)
+    recipe = replace(recipe, data=recipe.data if path is None else replace(recipe.data, path=path))
+    if recipe.data.path is None:
         raise click.UsageError("name a file or folder, or a recipe that has data.path")
-    files = files_of(data)
-    found = audit(files, data, label or recipe.evaluate.label)
+    files = files_of(recipe.data)
+    if out is not None:
+        _check_outputs(out, redact_map, folder="all" not in files)
+    label = label or recipe.evaluate.label
+    named = places or (NAMED if as_json else SHOWN)
+    with display.phases() as shown:
+        counting = None if flags["recipe_model"] is None else _counting(recipe, lambda *row: shown("tokens", *row))
+        table = read(files, recipe.data, label, near=not fast, places=named)
+        found = examine(table, counting)
+    fixed = None if out is None else _fix(table, recipe.data.group_by, out, redact, redact_map)
     if as_json:
-        display.result_json(found.to_dict())
+        value = found.to_dict()
+        display.result_json(value if fixed is None else {**value, "fix": _fix_value(fixed, out)})
     else:
-        # the embedded set lies deep in the package; its name says enough
-        show(found, hidden="" if Path(data.path).exists() else f"{files['all'].parent}/")
+        hidden = hidden_folder(recipe.data.path, files)
+        show(found, named, hidden)
+        if fixed is not None:
+            show_fix(fixed, found, out, hidden)
     if found.has("error"):
         return 2
     return 1 if strict and found.has("warning") else 0
 
 
-def show(found: Audit, hidden: str = "") -> None:
+def hidden_folder(path: str, files: dict[str, Path]) -> str:
+    """The folder that every place of the report would begin with, if it says nothing new; empty where there is none.
+
+    The embedded set lies deep in the package, and a folder of splits has been named by the user.
+    """
+    parents = {file.parent for file in files.values()}
+    folder = f"{parents.pop()}/" if len(parents) == 1 else ""
+    embedded = "all" in files and not Path(path).exists()
+    return folder if folder != "./" and (embedded or "all" not in files) else ""
+
+
+def _counting(recipe: Recipe, on_row: Any) -> Counting:
+    """How the recipe's model counts tokens. Fetches the model, loads its tokenizer."""
+    from mlxtune import model
+    from mlxtune.data.audit import Counting
+    from mlxtune.data.render import Limit
+    from mlxtune.tokenizer import inner, load_for_rows
+
+    source = fetch(recipe.model, recipe.revision)
+    config = model.check(source)
+    tokenizer, _ = load_for_rows(source, config, recipe.data.chat_template)
+    return Counting(
+        model=recipe.model,
+        tokenizer=inner(tokenizer),
+        ends=tokenizer.eos_token_ids,
+        data=recipe.data,
+        limit=Limit.of(recipe.train.max_seq_length, model.context_length(config)),
+        on_row=on_row,
+    )
+
+
+def _check_outputs(out: Path, redact_map: Path | None, *, folder: bool) -> None:
+    from mlxtune.data.fix import check_target
+    from mlxtune.rundir import refuse_existing
+
+    check_target(out, folder=folder)
+    if redact_map is not None:
+        refuse_existing(redact_map, "--redact-map")
+
+
+def _fix(table: Table, group_by: str | None, out: Path, redact: bool, map_file: Path | None) -> Fixed:
+    """Writes the cleaned copy, and the map of placeholders where it is asked for."""
+    from mlxtune.data import fix
+    from mlxtune.data.redact import redact as replaced
+    from mlxtune.rundir import write_json
+
+    fixed = fix.fix(table, group_by, replaced if redact else None)
+    fix.write(fixed, out)
+    if map_file is not None:
+        write_json(map_file, fix.redact_map(fixed, out))
+        map_file.chmod(0o600)  # it holds what was taken out
+    return fixed
+
+
+def _fix_value(fixed: Fixed, out: Path | None) -> dict[str, Any]:
+    changes = [change.to_dict() for change in fixed.changes]
+    return {"out": str(out), "rows_read": fixed.read, "rows_written": fixed.count, "changes": changes}
+
+
+def show(found: Audit, places: int = SHOWN, hidden: str = "") -> None:
     """The report for people; `hidden` is left out of places."""
     for file in found.files:
         split = "" if file["split"] == "all" else f"{file['split']}: "
@@ -68,38 +178,69 @@ def show(found: Audit, hidden: str = "") -> None:
     for part in ("prompt", "answer"):
         spread = found.stats[f"{part}_characters"]
         if spread:
-            display.result(f"{part}s of {spread['min']:,} to {spread['max']:,} characters, median {spread['median']:,}")
+            display.result(_lengths(f"{part}s of", spread, "characters"))
+    if "tokens" in found.stats:
+        show_tokens(found.stats["tokens"])
     for finding in found.findings:
-        show_finding(finding, hidden)
+        show_finding(finding, places, hidden)
     labels = found.stats.get("labels")
     if labels:
         display.result()
         show_labels(labels)
     display.result()
-    display.result(summary(found))
+    display.result(click.style(summary(found), bold=True))
 
 
-def show_finding(finding: Finding, hidden: str) -> None:
-    """One finding: how bad and what, up to three places, and what to do."""
+def _lengths(what: str, spread: dict[str, Any], unit: str) -> str:
+    line = f"{what} {spread['min']:,} to {spread['max']:,} {unit}, median {spread['median']:,}"
+    bars = histogram([step["rows"] for step in spread["histogram"]])
+    return line if not bars else f"{line}  {click.style(bars, dim=True)}"
+
+
+def histogram(counts: list[int]) -> str:
+    """One bar a step, from the shortest to the longest; empty where all are about equally long."""
+    if len(counts) < 4:
+        return ""
+    most = max(counts)
+    return "".join(STEPS[-(-count * (len(STEPS) - 1) // most)] if count else " " for count in counts)
+
+
+def show_tokens(tokens: dict[str, Any]) -> None:
+    """What the rows are for a model: lengths in tokens, what does not fit, and what an epoch costs."""
+    if tokens["row"] is None:
+        return
+    display.result(_lengths("rows of", tokens["row"], "tokens") + f"  {tokens['model']}")
+    display.result(_lengths("learned:", tokens["trained"], "tokens a row"))
+    bound, epoch = tokens["max_seq_length"], tokens["epoch"]
+    fit = f"{display.count(tokens['too_long'], 'row')} over" if tokens["too_long"] else "every row within"
+    display.result(f"{fit} {bound:,} tokens")
+    cost = f"{epoch['tokens']:,} tokens, {epoch['trained']:,} of them learned"
+    display.result(f"an epoch: {display.count(epoch['rows'], 'row')}, {cost}")
+
+
+def show_finding(finding: Finding, places: int = SHOWN, hidden: str = "") -> None:
+    """One finding: how bad and what, up to `places` places, and what to do."""
     severity = click.style(f"{finding.severity:<8}", fg=COLOURS[finding.severity], bold=True)
     display.result()
     kind = KINDS.get(finding.kind, finding.kind)
     display.result(f"{severity} {kind}, {display.count(finding.count, 'row')}: {on_one_line(finding.detail)}")
-    more = f"and {finding.count - PLACES:,} more" if finding.count > PLACES else ""
+    more = f"and {finding.count - places:,} more" if finding.count > places else ""
     if finding.notes:
-        pairs = zip(finding.where[:PLACES], finding.notes[:PLACES], strict=True)
-        lines = [f"{where}  {note}" for where, note in pairs]
+        pairs = zip(finding.where[:places], finding.notes[:places], strict=True)
+        lines = [f"{where}  {note}".rstrip() for where, note in pairs]
         lines += [more] if more else []
     else:
-        lines = [f"{', '.join(finding.where[:PLACES])} {more}".rstrip()]
+        lines = [f"{', '.join(finding.where[:places])} {more}".rstrip()]
     for line in lines:
         display.result(f"         {on_one_line(line.replace(hidden, '') if hidden else line)}")
-    display.result(click.style(f"         → {finding.advice}", dim=True))
+    display.result(click.style(f"         → {on_one_line(finding.advice)}", dim=True))
 
 
 def show_labels(labels: dict[str, int]) -> None:
-    """A table of the labels, the most frequent first, with bars."""
+    """A table of the labels, the most frequent first, with bars; of many only the ends."""
     total, most = sum(labels.values()), max(labels.values())
+    ordered = list(labels.items())
+    few = ordered if len(ordered) <= LABELS else [*ordered[: LABELS - 3], *ordered[-2:]]
     rows = [
         [
             on_one_line(label)[:LABEL_WIDTH],
@@ -107,11 +248,27 @@ def show_labels(labels: dict[str, int]) -> None:
             f"{count / total:.1%}",
             ("█" * max(1, round(count / most * BAR))).ljust(BAR),
         ]
-        for label, count in list(labels.items())[:LABELS]
+        for label, count in few
     ]
+    if len(few) < len(ordered):
+        rows.insert(LABELS - 3, [f"… {display.count(len(ordered) - len(few), 'more label')}", "", "", ""])
     display.table(["label", "rows", "share", ""], rows)
-    if len(labels) > LABELS:
-        display.result(f"and {display.count(len(labels) - LABELS, 'more label')}")
+
+
+def show_fix(fixed: Fixed, found: Audit, out: Path | None, hidden: str = "") -> None:
+    """What the cleaned copy has otherwise, and what is left for a person."""
+    display.result()
+    display.result(f"{click.style('written', fg='green', bold=True)}  {out}  {fixed.count:,} of {fixed.read:,} rows")
+    for change in fixed.changes:
+        more = f" and {change.count - len(change.where):,} more" if change.count > len(change.where) else ""
+        where = ", ".join(change.where)
+        where = where.replace(hidden, "") if hidden else where
+        display.result(f"         {change.count:,} × {on_one_line(f'{change.what}: {where}{more}')}")
+    if not fixed.changes:
+        display.result("         nothing to clean")
+    left = [each for each in found.findings if each.kind in ("contradiction", "leak") and each.severity != "info"]
+    for finding in left:
+        display.result(f"         {finding.count:,} × left for you: {finding.kind}, see above")
 
 
 def on_one_line(text: str) -> str:
