@@ -1,18 +1,21 @@
-"""LoRA adapters: attach them to a network, save them, load them. The layers are mlx-lm's, so plain mlx-lm reads them.
+"""What training changes: LoRA and DoRA adapters, or all weights. Attached, saved, loaded; plain mlx-lm reads them.
 
 Knows networks and adapter folders, not data or training.
 """
 
 import json
+import math
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from safetensors import SafetensorError, safe_open
 
 from mlxtune.borrow import (
+    DoRALinear,
     LoRALinear,
     LoRASwitchLinear,
     QuantizedSwitchLinear,
@@ -20,26 +23,92 @@ from mlxtune.borrow import (
     linear_to_lora_layers,
 )
 from mlxtune.errors import ModelError, RecipeError
-from mlxtune.model import LanguageModel
+from mlxtune.model import LanguageModel, fingerprint
 from mlxtune.recipe import LoraRecipe
 from mlxtune.rundir import read_json
 from mlxtune.tokenizer import use_template
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 LAYERS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
-FACTORS = ("lora_a", "lora_b")
+ADAPTED = (LoRALinear, LoRASwitchLinear, DoRALinear)
+FACTORS = ("lora_a", "lora_b", "m")  # m: the magnitudes of DoRA
+KINDS = ("lora", "dora", "full")
 
 
-def attach(net: nn.Module, lora: LoraRecipe, seed: int) -> list[str]:
-    """Freezes `net` and adds LoRA factors: A uniform in ±1/sqrt(inputs) from `seed`, B zero, so nothing changes yet.
+def attach(lm: LanguageModel, lora: LoraRecipe, seed: int) -> list[str]:
+    """Freezes the network of `lm` and adds what is trained; nothing that it computes changes yet.
 
-    Returns the names of the layers, relative to a block. Raises RecipeError as `targets` does.
+    LoRA factors (Hu et al. 2021, https://arxiv.org/abs/2106.09685): A uniform in ±1/sqrt(inputs) from `seed`, B zero.
+    DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353) adds the norms of the weight's rows. `full` adds nothing:
+    the last `num_layers` blocks, or all weights, are trained themselves. Returns the names of the adapted layers,
+    relative to a block. Raises RecipeError as `check_fits` does.
     """
-    chosen = targets(net, lora)
+    net = lm.net
+    chosen = check_fits(lm, lora)
     net.freeze()
     mx.random.seed(seed)
-    linear_to_lora_layers(net, _block_count(net, lora), _parameters(lora, chosen))
+    if lora.method == "full":
+        for each in [net] if lora.num_layers == -1 else net.layers[-lora.num_layers :]:
+            each.unfreeze()
+    else:
+        _add(net, _block_count(net, lora), _parameters(lora, chosen), dora=lora.method == "dora")
     return chosen
+
+
+def check_fits(lm: LanguageModel, lora: LoraRecipe) -> list[str]:
+    """The layers of a block that `lora` adapts; none for full tuning.
+
+    Raises RecipeError when a target matches none, blocks are missing, or the method cannot train such layers.
+    """
+    if lora.method == "full":
+        _block_count(lm.net, lora)
+        if "quantization" in lm.config:
+            raise RecipeError(
+                f"full tuning cannot change the quantized weights of {lm.path}",
+                where="lora.method",
+                hint="use lora or dora, or start from the original model",
+            )
+        return []
+    chosen = targets(lm.net, lora)
+    if lora.method == "dora":
+        experts = {
+            name
+            for block in lm.net.layers
+            for name, module in block.named_modules()
+            if name in chosen and isinstance(module, SwitchLinear | QuantizedSwitchLinear)
+        }
+        if experts:
+            raise RecipeError(
+                f"dora has no form for layers of experts, such as {min(experts)}",
+                where="lora.method",
+                hint="use lora, or name other lora.targets such as attention",
+            )
+    return chosen
+
+
+def _add(net: nn.Module, blocks: int, parameters: dict[str, Any], *, dora: bool) -> None:
+    """Adds adapters to the last `blocks` blocks. Raises ValueError for a layer that cannot carry one."""
+    if not dora:
+        linear_to_lora_layers(net, blocks, parameters)
+        return
+    for block in net.layers[-max(blocks, 0) :]:
+        made = [
+            (name, _dora(module, parameters))
+            for name, module in block.named_modules()
+            if parameters.get("keys") is None or name in parameters["keys"]
+            if isinstance(module, nn.Linear | nn.QuantizedLinear)
+        ]
+        block.update_modules(tree_unflatten(made))
+
+
+def _dora(layer: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+    """A DoRA layer on `layer`. mlx-lm's own way to make one gets the inputs of 3, 5 and 6-bit layers wrong."""
+    outputs, inputs = layer.weight.shape
+    if isinstance(layer, nn.QuantizedLinear):
+        inputs = inputs * 32 // layer.bits
+    made = DoRALinear(inputs, outputs, parameters["rank"], parameters["dropout"], parameters["scale"])
+    made.set_linear(layer)
+    return made
 
 
 def targets(net: nn.Module, lora: LoraRecipe) -> list[str]:
@@ -79,37 +148,39 @@ def _matches(name: str, target: str) -> bool:
         return True
     if target in ("attention", "mlp"):
         return (".attn" in f".{name}" or "attention" in name or "attn." in name) == (target == "attention")
-    return name == target or name.rsplit(".", 1)[-1] == target
+    return fnmatchcase(name, target) or fnmatchcase(name.rsplit(".", 1)[-1], target)
 
 
 def _parameters(lora: LoraRecipe, keys: list[str]) -> dict[str, Any]:
-    return {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
+    # rsLoRA (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732): alpha / sqrt(rank) in place of alpha / rank
+    scale = lora.scale * math.sqrt(lora.rank) if lora.rslora else lora.scale
+    return {"rank": lora.rank, "scale": scale, "dropout": lora.dropout, "keys": keys}
 
 
-def config(
-    net: nn.Module, lora: LoraRecipe, keys: list[str], base: str, chat_template: str | None = None
-) -> dict[str, Any]:
-    """The adapter_config.json that mlx-lm reads.
+def config(lm: LanguageModel, lora: LoraRecipe, keys: list[str], chat_template: str | None = None) -> dict[str, Any]:
+    """The adapter_config.json that mlx-lm reads, with the fingerprint of the base that the adapter belongs to.
 
-    `base` names the model that the adapter belongs to; `chat_template` is kept where it is not the tokenizer's own.
+    `chat_template` is kept where it is not the tokenizer's own.
     """
     return {
-        "fine_tune_type": "lora",
-        "num_layers": _block_count(net, lora),
+        "fine_tune_type": lora.method,
+        "num_layers": _block_count(lm.net, lora),
         "lora_parameters": _parameters(lora, keys),
-        "model": base,
+        "model": str(lm.path),
+        "base_fingerprint": fingerprint(lm.path),
         **({"chat_template": chat_template} if chat_template is not None else {}),
     }
 
 
-def factors(net: nn.Module) -> dict[str, mx.array]:
-    """The adapter's tensors by name."""
-    return {name: value for name, value in tree_flatten(net.trainable_parameters()) if name.endswith(FACTORS)}
+def trained(net: nn.Module) -> dict[str, mx.array]:
+    """The tensors by name that training changes: an adapter's, or the weights themselves."""
+    return dict(tree_flatten(net.trainable_parameters()))
 
 
 def save(folder: Path, tensors: dict[str, mx.array], config: dict[str, Any]) -> None:
-    """Writes an adapter into the empty `folder`: use it inside `rundir.staged`."""
-    mx.save_safetensors(str(folder / WEIGHTS), tensors, metadata={"format": "mlx"})
+    """Writes an adapter into the empty `folder`: use it inside `rundir.staged`. Equal tensors give equal bytes."""
+    # MLX writes tensors in an order that follows from that of the dict
+    mx.save_safetensors(str(folder / WEIGHTS), dict(sorted(tensors.items())), metadata={"format": "mlx"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -122,9 +193,12 @@ def check(folder: Path) -> dict[str, Any]:
             raise ModelError(f"has no {name}", where=folder, hint="give the folder that `mlxtune train` wrote")
     value: dict[str, Any] = read_json(folder / CONFIG)
     kind = value.get("fine_tune_type", "lora") if isinstance(value, dict) else None
-    if kind != "lora":
-        raise ModelError(f"is an adapter of the kind {kind!r}", where=folder / CONFIG, hint="only lora is supported")
+    if kind not in KINDS:
+        hint = f"supported are {', '.join(KINDS)}"
+        raise ModelError(f"is an adapter of the kind {kind!r}", where=folder / CONFIG, hint=hint)
     parameters = value.get("lora_parameters")
+    if kind == "full" and parameters is None:  # mlx-lm's have none
+        parameters = {"rank": 1, "scale": 1.0}
     if not isinstance(parameters, dict) or not {"rank", "scale"} <= parameters.keys() or "num_layers" not in value:
         raise ModelError("lacks num_layers or lora_parameters", where=folder / CONFIG)
     keys = parameters.get("keys")
@@ -147,6 +221,12 @@ def check(folder: Path) -> dict[str, Any]:
     return value
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """The names of the tensors in an adapter folder."""
+    with safe_open(str(folder / WEIGHTS), framework="numpy") as opened:
+        return list(opened.keys())
+
+
 def read_tensors(file: Path) -> dict[str, mx.array]:
     """The tensors of a checked safetensors file."""
     tensors = mx.load(str(file))
@@ -155,17 +235,29 @@ def read_tensors(file: Path) -> dict[str, mx.array]:
 
 
 def load(lm: LanguageModel, folder: Path) -> None:
-    """Attaches the adapter in `folder` to `lm.net`. Raises ModelError if it does not fit the model or holds NaN."""
+    """Attaches the adapter in `folder` to `lm.net`, or puts the weights of a full tuning into it.
+
+    Raises ModelError if it does not fit the model, was trained on another one, or holds NaN.
+    """
     value = check(folder)
-    parameters = value["lora_parameters"] | {"dropout": 0.0}  # of use in training only
+    _refuse_other_base(lm, folder, value.get("base_fingerprint"))
     tensors = read_tensors(folder / WEIGHTS)
-    try:
-        linear_to_lora_layers(lm.net, value["num_layers"], parameters)
-    except ValueError as error:
-        raise ModelError(f"does not fit {lm.path}: {error}", where=folder) from None
-    expected = {name: weight for name, weight in tree_flatten(lm.net.parameters()) if name.endswith(FACTORS)}
-    if not expected or len(expected) != 2 * len(adapted_layers(lm.net)):
-        raise ModelError(f"adapts no linear layer of {lm.path}, or other layers as well", where=folder)
+    kind = value.get("fine_tune_type", "lora")
+    known = dict(tree_flatten(lm.net.parameters()))
+    if kind == "full":
+        expected = {name: known[name] for name in tensors if name in known}
+        tensors = {name: each.astype(known[name].dtype) if name in known else each for name, each in tensors.items()}
+    else:
+        parameters = value["lora_parameters"] | {"dropout": 0.0}  # of use in training only
+        try:
+            _add(lm.net, value["num_layers"], parameters, dora=kind == "dora")
+        except ValueError as error:
+            raise ModelError(f"does not fit {lm.path}: {error}", where=folder) from None
+        layers = adapted_layers(lm.net)
+        expected = {f"{name}.{each}": layer[each] for name, layer in layers for each in FACTORS if each in layer}
+        others = dict(tree_flatten(lm.net.parameters())).keys() - known.keys() - expected.keys()
+        if not expected or any(name.endswith(FACTORS) for name in others):
+            raise ModelError(f"adapts no linear layer of {lm.path}, or other layers as well", where=folder)
     if missing := sorted(expected.keys() ^ tensors.keys()):
         raise ModelError(
             f"does not fit {lm.path}: {len(missing)} tensors differ, such as {missing[0]}",
@@ -187,6 +279,27 @@ def load(lm: LanguageModel, folder: Path) -> None:
     mx.eval(lm.net.parameters())
 
 
+def _refuse_other_base(lm: LanguageModel, folder: Path, wanted: Any) -> None:
+    if wanted is not None and wanted != fingerprint(lm.path):
+        raise ModelError(
+            f"was trained on another base than {lm.path}",
+            where=folder,
+            hint="give that base; or, to use it all the same, remove base_fingerprint from its adapter_config.json",
+        )
+
+
+def fused_weight(layer: nn.Module, weight: mx.array) -> mx.array:
+    """The weight (outputs, inputs) of an adapted layer, experts first, from its base's float32 `weight`.
+
+    LoRA: W + scale·(A·B)ᵀ. DoRA: the same with each row scaled to its magnitude, m / ‖row‖.
+    """
+    added = weight + update(layer)
+    if isinstance(layer, DoRALinear):
+        norms = mx.linalg.norm(added, axis=-1)
+        added = (layer.m.astype(mx.float32) / norms)[:, None] * added
+    return added
+
+
 def update(layer: nn.Module) -> mx.array:
     """What the adapter adds to its layer's weight: scale·(A·B)ᵀ in float32, (outputs, inputs), experts first."""
     a, b = layer.lora_a.astype(mx.float32), layer.lora_b.astype(mx.float32)
@@ -199,4 +312,4 @@ def update(layer: nn.Module) -> mx.array:
 
 def adapted_layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """All layers of `net` that carry an adapter, by name."""
-    return [(name, each) for name, each in net.named_modules() if isinstance(each, LoRALinear | LoRASwitchLinear)]
+    return [(name, each) for name, each in net.named_modules() if isinstance(each, ADAPTED)]

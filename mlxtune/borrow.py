@@ -27,6 +27,7 @@ with _open_file_limit_kept():
     from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from mlx_lm.tuner.dora import DoRALinear
     from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import (
@@ -40,6 +41,7 @@ with _open_file_limit_kept():
 __all__ = [
     "MODEL_REMAPPING",
     "BatchGenerator",
+    "DoRALinear",
     "LoRALinear",
     "LoRASwitchLinear",
     "MultiLinear",

@@ -20,9 +20,10 @@ from mlxtune.tokenizer import write_template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """What fusing did. Losses in nats per supervised token on `rows` rows; `kept` is the share of the adapter's gain.
+    """What fusing did to `layers` layers, or tensors of a full tuning; `kept` is the share of the adapter's gain.
 
-    The losses and `kept` are None where there were no rows; `kept` is None too where the adapter gained nothing.
+    Losses in nats per supervised token on `rows` rows. The losses and `kept` are None where there were no rows; `kept`
+    is None too where the adapter gained nothing.
     """
 
     path: str
@@ -51,7 +52,7 @@ def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, sample
     base_loss, adapter_loss = _losses_before(base, adapter_path, samples)
     lm = model.load(base, stored=True)
     adapter.load(lm, adapter_path)
-    layers = len(adapter.adapted_layers(lm.net))
+    layers = len(adapter.adapted_layers(lm.net)) or len(adapter.tensor_names(adapter_path))
     config = fuse_layers(lm.net, lm.config, settings)
     with staged(out) as scratch:
         model.save(scratch, lm.net, config, base)
@@ -103,7 +104,7 @@ def _losses_before(base: Path, adapter_path: Path, samples: Sequence[Sample]) ->
 
 
 def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) -> dict[str, Any]:
-    """Replaces each adapted layer of `net` by W + scale·(A·B)ᵀ, computed in float32; returns the config for it.
+    """Replaces each adapted layer of `net` by one of its fused weight, computed in float32; returns the config for it.
 
     A layer that was quantized is packed again, with `settings.bits` where they are given; others keep their bytes.
     """
@@ -114,7 +115,7 @@ def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) ->
         packed = isinstance(stored, precision.QUANTIZED)
         dtype = precision.dense_dtype(stored) if packed else stored.weight.dtype
         made = precision.dense(stored, mx.float32) if packed else stored
-        made.weight = (made.weight + adapter.update(layer)).astype(dtype)  # the sum is float32, as the update is
+        made.weight = adapter.fused_weight(layer, made.weight).astype(dtype)  # float32, as the update is
         if packed and not settings.dequantize:
             packing = _packing(stored, made.weight.shape[-1], settings.bits)
             if packing["bits"] != stored.bits:

@@ -1,13 +1,14 @@
 """Optimizers and learning-rate schedules by name, and how many updates a run has. Knows recipes, not networks."""
 
+import inspect
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_map
 
+from mlxtune.errors import RecipeError
 from mlxtune.recipe import TrainRecipe
 
 DEFAULT_EPOCHS = 3
@@ -35,18 +36,52 @@ def learning_rate(update: int, updates: int, train: TrainRecipe) -> float:
     return train.learning_rate * course
 
 
-def make_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
-    """The optimizer of mlx.optimizers with that name; weight decay where it has one."""
-    rate, decay = train.learning_rate, train.weight_decay
-    made: dict[str, Callable[[], optimizers.Optimizer]] = {
-        "adamw": lambda: optimizers.AdamW(rate, weight_decay=decay, bias_correction=True),
-        "adam": lambda: optimizers.Adam(rate, bias_correction=True),
-        "sgd": lambda: optimizers.SGD(rate, weight_decay=decay),
-        "adafactor": lambda: optimizers.Adafactor(rate, relative_step=False, scale_parameter=False, weight_decay=decay),
-        "muon": lambda: optimizers.Muon(rate, weight_decay=decay),
-        "lion": lambda: optimizers.Lion(rate, weight_decay=decay),
+def make_optimizer(train: TrainRecipe, plus: float | None = None) -> optimizers.Optimizer:
+    """The optimizer of mlx.optimizers with that name and those options; weight decay where it has one.
+
+    With `plus`, the B factors have an optimizer of their own, whose learning rate is `plus` times the other
+    (LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354). Raises RecipeError for an option that it has not.
+    """
+    one = _one_optimizer(train)
+    if plus is None:
+        return one
+    return optimizers.MultiOptimizer([_one_optimizer(train), one], [lambda name, _: name.endswith("lora_b")])
+
+
+def set_rate(optimizer: optimizers.Optimizer, rate: float, plus: float | None) -> None:
+    """Sets the learning rate of the next update; that of the B factors is `plus` times it."""
+    if plus is None:
+        optimizer.learning_rate = mx.array(rate)
+    else:
+        for each, factor in zip(optimizer.optimizers, (plus, 1.0), strict=True):
+            each.learning_rate = mx.array(rate * factor)
+
+
+def _one_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
+    kinds: dict[str, tuple[type[optimizers.Optimizer], dict[str, Any]]] = {
+        "adamw": (optimizers.AdamW, {"bias_correction": True}),
+        "adam": (optimizers.Adam, {"bias_correction": True}),
+        "sgd": (optimizers.SGD, {}),
+        "adafactor": (optimizers.Adafactor, {"relative_step": False, "scale_parameter": False}),
+        "muon": (optimizers.Muon, {}),
+        "lion": (optimizers.Lion, {}),
+        "adamax": (optimizers.Adamax, {}),
+        "adagrad": (optimizers.Adagrad, {}),
+        "adadelta": (optimizers.AdaDelta, {}),
+        "rmsprop": (optimizers.RMSprop, {}),
     }
-    return made[train.optimizer]()
+    kind, options = kinds[train.optimizer]
+    known = list(inspect.signature(kind.__init__).parameters)[2:]  # behind self and the learning rate
+    if "weight_decay" in known:
+        options = options | {"weight_decay": train.weight_decay}
+    unknown = sorted(train.optimizer_options.keys() - set(known) | train.optimizer_options.keys() & {"weight_decay"})
+    if unknown:
+        hint = "it is train.weight_decay" if unknown[0] == "weight_decay" else f"it has {', '.join(known)}"
+        raise RecipeError(f"{train.optimizer} has no option {unknown[0]!r}", where="train.optimizer_options", hint=hint)
+    try:
+        return kind(train.learning_rate, **(options | train.optimizer_options))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{train.optimizer} refuses them: {error}", where="train.optimizer_options") from None
 
 
 def gradient_norm(gradient: Any) -> float:

@@ -24,8 +24,9 @@ from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
 from mlxtune.rundir import RunDir, make_folder, staged, write_json, write_text
+from mlxtune.steplog import StepLog
 from mlxtune.tokenizer import inner, load_for_rows
-from mlxtune.train import StepLog, Stop, train
+from mlxtune.train import Stop, train
 
 STAGES = (
     "audit",
@@ -260,7 +261,7 @@ class _Work:
             assert self.tokenizer is not None  # which finds the template
             self.base_lm = model.load(self.base, chat_template=self.template)
             if not self.folder.adapter.exists():
-                adapter.targets(self.base_lm.net, self.recipe.lora)  # a wrong name is found before the evaluation
+                adapter.check_fits(self.base_lm, self.recipe.lora)  # a wrong name is found before the evaluation
         return self.base_lm
 
     def load_tuned(self) -> LanguageModel:

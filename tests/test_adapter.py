@@ -33,15 +33,15 @@ def logits(net: nn.Module) -> Any:
 
 def trained(lm: LanguageModel, folder: Path, lora: LoraRecipe, base: Path) -> dict[str, mx.array]:
     """Attaches an adapter with an effect and saves it as `folder`."""
-    keys = adapter.attach(lm.net, lora, seed=0)
+    keys = adapter.attach(lm, lora, seed=0)
     tensors = {
         name: mx.random.normal(each.shape, scale=0.1, key=mx.random.key(number))
-        for number, (name, each) in enumerate(adapter.factors(lm.net).items())
+        for number, (name, each) in enumerate(adapter.trained(lm.net).items())
     }
     lm.net.load_weights(list(tensors.items()), strict=False)
     lm.net.eval()
     folder.mkdir()
-    adapter.save(folder, tensors, adapter.config(lm.net, lora, keys, str(base)))
+    adapter.save(folder, tensors, adapter.config(lm, lora, keys))
     return tensors
 
 
@@ -56,10 +56,10 @@ def saved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_attached_adapter_changes_nothing_yet(tiny: Path) -> None:
     lm = model.load(tiny)
     before = logits(lm.net)
-    assert adapter.attach(lm.net, LoraRecipe(), seed=0) == sorted(ATTENTION + MLP)
+    assert adapter.attach(lm, LoraRecipe(), seed=0) == sorted(ATTENTION + MLP)
     np.testing.assert_array_equal(logits(lm.net), before)
     names = [name for name, _ in tree_flatten(lm.net.trainable_parameters())]
-    assert sorted(names) == sorted(adapter.factors(lm.net))
+    assert sorted(names) == sorted(adapter.trained(lm.net))
     assert len(names) == 3 * 7 * 2 and all(name.endswith(("lora_a", "lora_b")) for name in names)
 
 
@@ -68,8 +68,8 @@ def test_a_is_uniform_by_the_seed_and_b_zero(tiny: Path) -> None:
     for seed in (0, 0, 1, 2**63 - 1):
         lm = model.load(tiny)
         mx.random.normal((3,))  # what was drawn before does not matter
-        adapter.attach(lm.net, LoraRecipe(rank=8), seed=seed)
-        made.append({name: np.array(each) for name, each in adapter.factors(lm.net).items()})
+        adapter.attach(lm, LoraRecipe(rank=8), seed=seed)
+        made.append({name: np.array(each) for name, each in adapter.trained(lm.net).items()})
     a, b = "model.layers.0.mlp.down_proj.lora_a", "model.layers.0.mlp.down_proj.lora_b"
     assert made[0][a].shape == (512, 8) and made[0][b].shape == (8, 192)
     assert 0.99 / np.sqrt(512) < np.abs(made[0][a]).max() <= 1 / np.sqrt(512)
@@ -91,14 +91,14 @@ def test_a_is_uniform_by_the_seed_and_b_zero(tiny: Path) -> None:
 )
 def test_targets(tiny: Path, targets: list[str], layers: list[str]) -> None:
     lm = model.load(tiny)
-    assert adapter.attach(lm.net, LoraRecipe(targets=targets), seed=0) == layers
+    assert adapter.attach(lm, LoraRecipe(targets=targets), seed=0) == layers
     expected = {f"model.layers.{block}.{name}" for block in range(3) for name in layers}
     assert {name for name, _ in adapter.adapted_layers(lm.net)} == expected
 
 
 def test_a_target_that_matches_nothing_is_refused_with_the_choices(tiny: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        adapter.attach(model.load(tiny).net, LoraRecipe(targets=["q_proj", "qproj"]), seed=0)
+        adapter.attach(model.load(tiny), LoraRecipe(targets=["q_proj", "qproj"]), seed=0)
     assert str(caught.value) == (
         "lora.targets: 'qproj' matches no layer; choose from all-linear, attention, mlp, "
         "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
@@ -107,14 +107,14 @@ def test_a_target_that_matches_nothing_is_refused_with_the_choices(tiny: Path) -
 
 def test_the_last_blocks_only(tiny: Path) -> None:
     lm = model.load(tiny)
-    adapter.attach(lm.net, LoraRecipe(num_layers=2, targets=["q_proj"]), seed=0)
+    adapter.attach(lm, LoraRecipe(num_layers=2, targets=["q_proj"]), seed=0)
     names = [name for name, _ in adapter.adapted_layers(lm.net)]
     assert sorted(names) == ["model.layers.1.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]
 
 
 def test_more_blocks_than_there_are(tiny: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        adapter.attach(model.load(tiny).net, LoraRecipe(num_layers=4), seed=0)
+        adapter.attach(model.load(tiny), LoraRecipe(num_layers=4), seed=0)
     assert str(caught.value) == "lora.num_layers: is 4, but the model has 3 blocks; -1 means all"
 
 
@@ -125,6 +125,7 @@ def test_the_config_is_mlx_lms(saved: Path, tiny: Path) -> None:
         "num_layers": 3,
         "lora_parameters": {"rank": 4, "scale": 3.0, "dropout": 0.1, "keys": sorted(ATTENTION + MLP)},
         "model": str(tiny),
+        "base_fingerprint": model.fingerprint(tiny),
     }
     assert adapter.check(saved)["num_layers"] == 3
 
@@ -264,11 +265,11 @@ WRONG_TYPE = "DIR/adapter_config.json: has a rank, scale, num_layers, keys or ch
         ),
         (
             lambda folder: (folder / "adapter_config.json").write_text("[]"),
-            "DIR/adapter_config.json: is an adapter of the kind None; only lora is supported",
+            "DIR/adapter_config.json: is an adapter of the kind None; supported are lora, dora, full",
         ),
         (
-            set_config("fine_tune_type", "dora"),
-            "DIR/adapter_config.json: is an adapter of the kind 'dora'; only lora is supported",
+            set_config("fine_tune_type", "ia3"),
+            "DIR/adapter_config.json: is an adapter of the kind 'ia3'; supported are lora, dora, full",
         ),
         (set_config("lora_parameters", None), "DIR/adapter_config.json: lacks num_layers or lora_parameters"),
         (set_config("num_layers", "all"), WRONG_TYPE),
@@ -325,7 +326,23 @@ def test_malformed_adapters_are_refused_in_a_line(
     assert refusal(model.load(tiny), folder) == line
 
 
-def test_the_adapter_of_another_model_is_refused(saved: Path, stories: Path) -> None:
+def test_the_adapter_of_another_base_is_refused(saved: Path, tiny: Path, tmp_path: Path) -> None:
+    """Even where its shapes fit: it would change answers without a word."""
+    copy = tmp_path / "base"
+    shutil.copytree(tiny, copy)
+    adapter.load(model.load(copy), saved)  # the same weights elsewhere are the same base
+    weights = mx.load(str(copy / "model.safetensors"))
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.001
+    mx.save_safetensors(str(copy / "model.safetensors"), weights, metadata={"format": "mlx"})
+    assert refusal(model.load(copy), saved) == (
+        "DIR: was trained on another base than BASE; give that base; or, to use it all the same, "
+        "remove base_fingerprint from its adapter_config.json"
+    )
+
+
+def test_an_adapter_that_does_not_fit_is_refused(saved: Path, stories: Path) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps({**config, "base_fingerprint": None}))
     assert refusal(model.load(stories), saved) == (
         "DIR: does not fit BASE: 56 tensors differ, such as model.layers.0.mlp.down_proj.lora_a; "
         "give the base model that the adapter was trained on"
@@ -337,3 +354,105 @@ def test_an_adapter_on_an_adapter_is_refused(saved: Path, tiny: Path) -> None:
     adapter.load(lm, saved)
     with pytest.raises(ModelError, match="does not fit .*Can't convert layer of type LoRALinear"):
         adapter.load(lm, saved)
+
+
+# --- DoRA, rsLoRA, full tuning
+
+
+def moved(lm: LanguageModel, lora: LoraRecipe) -> dict[str, mx.array]:
+    """What is trained of `lm`, moved away from where nothing has changed yet."""
+    adapter.attach(lm, lora, seed=0)
+    key = mx.random.key(3)
+    for number, (name, each) in enumerate(adapter.trained(lm.net).items()):
+        noise = mx.random.normal(each.shape, key=mx.random.split(key, 400)[number]) * 0.03
+        lm.net.load_weights([(name, each + noise.astype(each.dtype))], strict=False)
+    return adapter.trained(lm.net)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraRecipe(method="dora", rank=4, scale=3.0),
+        LoraRecipe(method="dora", rank=2, targets=["attention"], num_layers=2),
+        LoraRecipe(rank=4, scale=1.0, rslora=True),
+        LoraRecipe(method="full"),
+        LoraRecipe(method="full", num_layers=1),
+    ],
+)
+def test_every_method_starts_without_effect_and_loads_in_plain_mlx_lm(
+    tiny: Path, tmp_path: Path, lora: LoraRecipe
+) -> None:
+    lm = model.load(tiny)
+    base = logits(lm.net)
+    keys = adapter.attach(lm, lora, seed=0)
+    np.testing.assert_allclose(logits(lm.net), base, atol=1e-5)
+    lm = model.load(tiny)
+    tensors = moved(lm, lora)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    adapter.save(folder, tensors, adapter.config(lm, lora, keys))
+    there = logits(lm.net)
+    assert np.abs(there - base).max() > 0.05
+    again = model.load(tiny)
+    adapter.load(again, folder)
+    np.testing.assert_allclose(logits(again.net), there, atol=1e-5)
+    plain, _ = mlx_lm.load(str(tiny), adapter_path=str(folder))
+    np.testing.assert_allclose(logits(plain), there, atol=1e-4)
+
+
+def test_rslora_divides_by_the_root_of_the_rank(tiny: Path) -> None:
+    """alpha 32 at rank 16: 32/16 = 2 becomes 32/4 = 8."""
+    lm = model.load(tiny)
+    adapter.attach(lm, LoraRecipe(rank=16, scale=2.0, rslora=True), seed=0)
+    assert {layer.scale for _, layer in adapter.adapted_layers(lm.net)} == {8.0}
+
+
+def test_doras_magnitudes_are_the_norms_of_rows(tiny: Path) -> None:
+    lm = model.load(tiny)
+    weight = np.array(lm.net.layers[1].mlp.up_proj.weight, dtype=np.float64)
+    adapter.attach(lm, LoraRecipe(method="dora"), seed=0)
+    found = np.array(lm.net.layers[1].mlp.up_proj.m)
+    np.testing.assert_allclose(found, np.sqrt((weight**2).sum(axis=1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "bits", "group_size"), [("affine", 3, 64), ("affine", 6, 32), ("mxfp4", 4, 32)])
+def test_dora_on_packed_layers(tiny: Path, mode: str, bits: int, group_size: int) -> None:
+    """What a GPU does: mlx-lm's own way to make these layers takes 3 and 6 bits for widths that do not exist."""
+    lm = model.load(tiny, stored=True)
+    nn.quantize(lm.net, group_size, bits, mode=mode)
+    packed = logits(lm.net)
+    adapter.attach(lm, LoraRecipe(method="dora", rank=4), seed=0)
+    np.testing.assert_allclose(logits(lm.net), packed, atol=2e-3)
+    assert len(adapter.adapted_layers(lm.net)) == 21
+
+
+def test_full_tuning_of_the_last_blocks_changes_only_them(tiny: Path) -> None:
+    lm = model.load(tiny)
+    adapter.attach(lm, LoraRecipe(method="full", num_layers=2), seed=0)
+    assert {name.split(".")[2] for name in adapter.trained(lm.net)} == {"1", "2"}
+    adapter.attach(lm, LoraRecipe(method="full"), seed=0)
+    assert "model.embed_tokens.weight" in adapter.trained(lm.net)
+
+
+def test_full_tuning_of_a_quantized_base_is_refused(tiny: Path) -> None:
+    lm = model.load(tiny)
+    lm.config["quantization"] = {"bits": 4, "group_size": 64}
+    with pytest.raises(RecipeError) as caught:
+        adapter.attach(lm, LoraRecipe(method="full"), seed=0)
+    assert str(caught.value) == (
+        f"lora.method: full tuning cannot change the quantized weights of {tiny}; "
+        "use lora or dora, or start from the original model"
+    )
+
+
+def test_dora_of_experts_is_refused(tiny: Path) -> None:
+    lm = model.load(tiny)
+    lm.net.layers[0].mlp.up_proj = SwitchLinear(192, 512, 4, bias=False)
+    with pytest.raises(RecipeError, match="dora has no form for layers of experts, such as mlp.up_proj"):
+        adapter.attach(lm, LoraRecipe(method="dora"), seed=0)
+
+
+def test_targets_by_pattern(tiny: Path) -> None:
+    lm = model.load(tiny)
+    assert adapter.targets(lm.net, LoraRecipe(targets=["[qv]_proj"])) == ["self_attn.q_proj", "self_attn.v_proj"]
+    assert adapter.targets(lm.net, LoraRecipe(targets=["mlp.*"])) == MLP

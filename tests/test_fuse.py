@@ -46,7 +46,7 @@ def logits(net: nn.Module) -> Any:
 def learn(base: Path, folder: Path, lora: LoraRecipe, steps: int, learning_rate: float) -> Path:
     """A real adapter: `steps` updates on SAMPLES."""
     lm = model.load(base)
-    keys = adapter.attach(lm.net, lora, seed=0)
+    keys = adapter.attach(lm, lora, seed=0)
     batch = make_batch(SAMPLES, list(range(len(SAMPLES))))
     tokens, trained = mx.array(batch.tokens), mx.array(batch.trained)
     optimizer = Adam(learning_rate)
@@ -55,7 +55,9 @@ def learn(base: Path, folder: Path, lora: LoraRecipe, steps: int, learning_rate:
         optimizer.update(lm.net, gradient)
         mx.eval(lm.net.parameters())
     folder.mkdir()
-    adapter.save(folder, adapter.factors(lm.net), adapter.config(lm.net, lora, keys, str(base)))
+    config = adapter.config(lm, lora, keys)
+    del config["base_fingerprint"]  # so that it may go onto other copies of the base, as one from elsewhere may
+    adapter.save(folder, adapter.trained(lm.net), config)
     return folder
 
 
@@ -413,3 +415,26 @@ def test_what_is_refused_leaves_nothing(tiny: Path, learned: Path, stories: Path
     assert line.startswith(f"{learned}: does not fit {stories}: 56 tensors differ")
     assert [each.name for each in tmp_path.iterdir()] == ["taken"]
     assert not (learned / "fused").exists()
+
+
+@pytest.mark.parametrize(
+    "lora", [LoraRecipe(method="dora", rank=4), LoraRecipe(method="full"), LoraRecipe(rank=4, rslora=True)]
+)
+def test_every_method_fuses_to_what_it_learned(tiny: Path, tmp_path: Path, lora: LoraRecipe) -> None:
+    learned = learn(tiny, tmp_path / "adapter", lora, steps=8, learning_rate=2e-3)
+    expected = logits(with_adapter(tiny, learned).net)
+    result = fuse(tiny, learned, tmp_path / "fused", FuseRecipe(), SAMPLES)
+    assert result.kept == pytest.approx(1.0, abs=1e-3)
+    np.testing.assert_allclose(logits(model.load(tmp_path / "fused").net), expected, atol=1e-4)
+
+
+def test_dora_is_fused_by_its_formula(tiny: Path, tmp_path: Path) -> None:
+    """m · (W + s·(AB)ᵀ) / ‖W + s·(AB)ᵀ‖, row by row, in float64."""
+    learned = learn(tiny, tmp_path / "adapter", LoraRecipe(method="dora", rank=4), steps=4, learning_rate=5e-3)
+    layer = with_adapter(tiny, learned).net.layers[2].self_attn.q_proj
+    a, b, m = (np.array(each, dtype=np.float64) for each in (layer.lora_a, layer.lora_b, layer.m))
+    weight = np.array(layer.linear.weight, dtype=np.float64) + layer.scale * (a @ b).T
+    expected = (m / np.linalg.norm(weight, axis=1))[:, None] * weight
+    fuse(tiny, learned, tmp_path / "fused", FuseRecipe())
+    found = np.array(model.load(tmp_path / "fused", stored=True).net.layers[2].self_attn.q_proj.weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

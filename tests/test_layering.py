@@ -24,7 +24,7 @@ LINES = [
     {"recipe", "hub", "report", "borrow"},
     {"tokenizer", "precision"},
     {"model", "data"},
-    {"adapter", "checkpoint", "generate", "origin", "likelihood", "optimizer", "recompute"},
+    {"adapter", "checkpoint", "generate", "origin", "likelihood", "optimizer", "recompute", "noise", "steplog"},
     {"quant", "metrics", "export"},
     {"convert", "quantize", "train", "evaluate", "compare", "fuse", "chat", "serve"},
     {"pipeline"},

@@ -118,8 +118,8 @@ def test_nats_are_summed_in_float32(batch: Batch, dtype: mx.Dtype) -> None:
 
 def test_padding_changes_neither_nats_nor_gradients(tiny: Path, batch: Batch) -> None:
     lm = model.load(tiny)
-    adapter.attach(lm.net, LoraRecipe(rank=4), seed=0)
-    tensors = adapter.factors(lm.net)
+    adapter.attach(lm, LoraRecipe(rank=4), seed=0)
+    tensors = adapter.trained(lm.net)
     made = {name: mx.random.normal(each.shape, scale=0.05, key=mx.random.key(1)) for name, each in tensors.items()}
     lm.net.load_weights(list(made.items()), strict=False)
 
@@ -154,8 +154,8 @@ def test_every_token_weighs_the_same_in_the_mean(lm: model.LanguageModel) -> Non
 
 def test_measure_switches_dropout_off(tiny: Path) -> None:
     lm = model.load(tiny)
-    adapter.attach(lm.net, LoraRecipe(rank=4, dropout=0.5), seed=0)
-    made = {name: mx.ones_like(each) * 0.05 for name, each in adapter.factors(lm.net).items()}
+    adapter.attach(lm, LoraRecipe(rank=4, dropout=0.5), seed=0)
+    made = {name: mx.ones_like(each) * 0.05 for name, each in adapter.trained(lm.net).items()}
     lm.net.load_weights(list(made.items()), strict=False)
     lm.net.train()
     assert likelihood.measure(lm.net, SAMPLES) == likelihood.measure(lm.net, SAMPLES)

@@ -1,11 +1,23 @@
 """Schedules, update counts, clipping: hand-worked."""
 
 import math
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 import pytest
 
-from mlxtune.optimizer import clipped, gradient_norm, learning_rate, make_optimizer, total_updates, updates_per_epoch
+from mlxtune.errors import RecipeError
+from mlxtune.optimizer import (
+    clipped,
+    gradient_norm,
+    learning_rate,
+    make_optimizer,
+    set_rate,
+    total_updates,
+    updates_per_epoch,
+)
 from mlxtune.recipe import TrainRecipe
 from mlxtune.recipe.settings import OPTIMIZERS
 
@@ -54,3 +66,44 @@ def test_every_optimizer_steps_downhill(name: str) -> None:
     for _ in range(5):
         weights = optimizer.apply_gradients({"w": 2 * weights["w"]}, weights)
     assert mx.square(weights["w"]).sum().item() < before
+
+
+def test_lora_plus_gives_b_its_own_rate() -> None:
+    """With plain SGD a step is rate times gradient, so the two can be read off."""
+    holder = nn.Module()
+    holder.layer = nn.Module()
+    holder.layer.lora_a, holder.layer.lora_b = mx.ones((2, 2)), mx.ones((2, 2))
+    made = make_optimizer(TrainRecipe(optimizer="sgd"), plus=16.0)
+    made.init(holder.trainable_parameters())
+    set_rate(made, 0.01, 16.0)
+    made.update(holder, {"layer": {"lora_a": mx.ones((2, 2)), "lora_b": mx.ones((2, 2))}})
+    np.testing.assert_allclose(np.array(holder.layer.lora_a), 0.99, rtol=1e-6)
+    np.testing.assert_allclose(np.array(holder.layer.lora_b), 0.84, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_its_options(name: str) -> None:
+    options: dict[str, Any] = {
+        "adamw": {"betas": [0.8, 0.9]}, "adam": {"eps": 1e-6}, "sgd": {"momentum": 0.9}, "muon": {"nesterov": False},
+        "adafactor": {"clip_threshold": 2.0}, "lion": {"betas": [0.8, 0.9]}, "adamax": {"eps": 1e-6},
+        "adagrad": {"eps": 1e-6}, "adadelta": {"rho": 0.8}, "rmsprop": {"alpha": 0.9},
+    }  # fmt: skip
+    made = make_optimizer(TrainRecipe(optimizer=name, optimizer_options=options[name]))
+    for option, value in options[name].items():
+        assert getattr(made, option) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"beta": 1}, "train.optimizer_options: adamw has no option 'beta'; it has betas, eps, weight_decay, "),
+        (
+            {"weight_decay": 0.1},
+            "train.optimizer_options: adamw has no option 'weight_decay'; it is train.weight_decay",
+        ),
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_optimizer(TrainRecipe(optimizer_options=options))
+    assert str(caught.value).startswith(line)

@@ -1,5 +1,6 @@
 """The trainer: exact loss and gradient, every row once, the same adapter from the same seed, safe stops."""
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from mlx.utils import tree_flatten
 
 from mlxtune import adapter, checkpoint, likelihood, machine, model
 from mlxtune import train as trainer
-from mlxtune.data.batches import make_batch
+from mlxtune.data.batches import epoch_order, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError
+from mlxtune.noise import noisy_embeddings
 from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
 from mlxtune.train import token_weighted_gradient, train, update_order
 
@@ -64,9 +66,9 @@ def gradient_of(lm: model.LanguageModel, parts: Sequence[list[int]], pad_multipl
 
 def perturbed(lm: model.LanguageModel) -> None:
     """An adapter whose B is not zero, so that both factors have a gradient."""
-    adapter.attach(lm.net, LoraRecipe(rank=4), seed=1)
+    adapter.attach(lm, LoraRecipe(rank=4), seed=1)
     mx.random.seed(5)
-    noisy = [(n, mx.random.normal(w.shape) * 0.05) for n, w in adapter.factors(lm.net).items() if n.endswith("lora_b")]
+    noisy = [(n, mx.random.normal(w.shape) * 0.05) for n, w in adapter.trained(lm.net).items() if n.endswith("lora_b")]
     lm.net.load_weights(noisy, strict=False)
 
 
@@ -345,3 +347,111 @@ def test_compiled_training_gives_the_same_adapter(
         mx.disable_compile()
     plain, compiled = adapters(tmp_path / "plain"), adapters(tmp_path / "compiled")
     assert all(np.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "adafactor", "muon"])
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+@pytest.mark.parametrize("extra", ["dropout", "accumulation", "neftune"])
+def test_a_stopped_run_ends_with_the_same_bits(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, optimizer: str, method: str, extra: str
+) -> None:
+    settings: dict[str, Any] = {"optimizer": optimizer, "iters": 4, "eval_every": 2, "show_answer": False}
+    settings |= {"neftune": 5.0} if extra == "neftune" else {}
+    settings |= {"grad_accumulation_steps": 2} if extra == "accumulation" else {}
+    lora = LoraRecipe(method=method, rank=4, dropout=0.2 if extra == "dropout" else 0.0)
+    wanted = recipe(lora, learning_rate=1e-4, **settings)
+    train(load(), SAMPLES, VALID, wanted, tmp_path / "whole")
+    stops = iter([None, signal.SIGTERM])
+    with pytest.raises(Interrupted):
+        train(load(), SAMPLES, VALID, wanted, tmp_path / "stopped", stop=lambda: next(stops))
+    result = train(load(), SAMPLES, VALID, wanted, tmp_path / "stopped")
+    assert result.resumed_at == 2
+    whole, stopped = (tmp_path / name / "adapter" / "adapters.safetensors" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == stopped.read_bytes()
+
+
+def test_neftune_is_noise_of_the_right_size_and_leaves_nothing(load: Callable[[], model.LanguageModel]) -> None:
+    net = load().net
+    tokens = mx.array([[5, 6, 7, 8]])
+    plain = net.model.embed_tokens(tokens)
+    mx.random.seed(0)
+    with noisy_embeddings(net, 5.0):
+        noise = np.array(net.model.embed_tokens(tokens) - plain)
+    bound = 5.0 / np.sqrt(4 * 192)
+    assert 0.9 * bound < np.abs(noise).max() <= bound * (1 + 1e-4)
+    assert abs(noise.mean()) < bound / 10
+    assert mx.array_equal(net.model.embed_tokens(tokens), plain).item()
+    assert type(net.model.embed_tokens) is nn.Embedding
+
+
+def test_training_with_noise_differs_and_validates_without(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    results = [
+        train(load(), SAMPLES, VALID, recipe(neftune=strength), tmp_path / str(strength)) for strength in (None, 5.0)
+    ]
+    assert results[0].first_valid_loss == results[1].first_valid_loss
+    assert not same(adapters(tmp_path / "None"), adapters(tmp_path / "5.0"))
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    wanted = recipe(iters=40, eval_every=1, patience=3, learning_rate=3e-2, schedule="constant", warmup=0)
+    result = train(load(), SAMPLES, UNRELATED, wanted, tmp_path)
+    assert result.stopped_early
+    assert result.steps < 40
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [result.first_valid_loss, *(line["valid_loss"] for line in lines)]
+    assert result.best_valid_loss == min(losses)
+    assert len(losses) - 1 - losses.index(min(losses)) == 3
+    # a smaller gain than min_delta does not begin the patience anew
+    short = train(load(), SAMPLES, VALID, recipe(iters=9, eval_every=1, patience=2, min_delta=9.0), tmp_path / "short")
+    assert (short.steps, short.stopped_early) == (2, True)
+
+
+def test_the_best_adapter_keeps_the_forgetting_budget(load: Callable[[], model.LanguageModel], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"iters": 8, "eval_every": 1, "learning_rate": 2e-2, "schedule": "constant", "warmup": 0}
+    free = train(load(), SAMPLES, VALID, recipe(**settings, forget_budget=1e9), tmp_path / "free", anchor=UNRELATED)
+    tight = train(load(), SAMPLES, VALID, recipe(**settings, forget_budget=0.05), tmp_path / "tight", anchor=UNRELATED)
+    assert free.first_anchor_loss == pytest.approx(likelihood.mean_nats(load().net, UNRELATED), rel=1e-5)
+    assert free.anchor_loss is not None and tight.anchor_loss is not None and free.first_anchor_loss is not None
+    lines = [json.loads(line) for line in (tmp_path / "free" / "log.jsonl").read_text().splitlines()]
+    rises = {line["step"]: line["anchor_loss"] - free.first_anchor_loss for line in lines}
+    assert max(rises.values()) > 0.05  # else this shows nothing
+    within = [line for line in lines if rises[line["step"]] <= 0.05]
+    best = min([(free.first_valid_loss, 0), *((line["valid_loss"], line["step"]) for line in within)])
+    assert (tight.best_valid_loss, tight.best_step) == best
+    assert tight.anchor_loss <= free.first_anchor_loss + 0.05
+    assert (free.best_valid_loss, free.best_step) == min((line["valid_loss"], line["step"]) for line in lines)
+
+
+def test_a_loss_that_stays_far_above_its_start_is_warned_of_once(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    warnings: list[str] = []
+    wild = recipe(iters=45, learning_rate=1.0, schedule="constant", warmup=0, max_grad_norm=None, optimizer="sgd")
+    with contextlib.suppress(TrainingError):
+        train(load(), SAMPLES, [], wild, tmp_path, on_warning=warnings.append)
+    if not warnings:  # some machines round such a run to a finite loss that falls
+        pytest.skip("the run did not diverge here")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the loss has been above 2 times its start (")
+
+
+def test_the_first_validation_row_is_answered_as_it_learns(
+    load: Callable[[], model.LanguageModel], tmp_path: Path
+) -> None:
+    seen: list[str | None] = []
+    train(load(), SAMPLES, VALID, recipe(eval_every=3), tmp_path, on_step=lambda log, n: seen.append(log.answer))
+    assert [answer is not None for answer in seen] == [False, False, True, False, False, True]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line.get("answer") for line in lines] == [seen[2], seen[5]]
+
+
+def test_every_row_is_seen_once_for_any_size_and_batch() -> None:
+    for rows in range(1, 51):
+        for batch_size in range(1, 10):
+            batches = epoch_order([7] * rows, batch_size, seed=1, epoch=2)
+            assert sorted(row for batch in batches for row in batch) == list(range(rows))
+            assert len(batches) == -(-rows // batch_size)

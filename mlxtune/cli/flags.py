@@ -37,6 +37,8 @@ def _option(key: str, flag: str, each: Any, hint: Any) -> Callable[[Command], Co
         text += f"  [{str(each.default).lower() if kinds[0] is bool else each.default}]"
     if kinds[0] is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    if typing.get_origin(kinds[0]) is list:
+        return click.option(flag, name, multiple=True, metavar="NAME", help=text.replace("  [[]]", ""))
     metavar = "|".join(each.metadata["choices"] or ()) or {int: "N", float: "X"}.get(kinds[0], "TEXT")
     return click.option(flag, name, type=kinds[0], default=None, metavar=metavar, help=text)
 
@@ -57,8 +59,8 @@ def build_recipe(config: Path | None, values: dict[str, Any], sets: tuple[str, .
     settings: dict[str, Any] = {}
     for key in recipes.all_settings():
         value = values.get(_parameter(key))
-        if value is not None:
-            settings[key] = value
+        if value is not None and value != ():
+            settings[key] = list(value) if isinstance(value, tuple) else value
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:

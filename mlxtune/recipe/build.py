@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxtune.errors import RecipeError
-from mlxtune.recipe.settings import LoraRecipe, Recipe, all_settings, fields_of, section_type
+from mlxtune.recipe.settings import TRACKERS, LoraRecipe, Recipe, all_settings, fields_of, section_type
 
 AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 FIXED_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
@@ -128,6 +128,15 @@ def _check_together(recipe: Recipe, where: str) -> None:
         )
     if (recipe.data.prompt is None) != (recipe.data.completion is None):
         raise RecipeError("prompt and completion belong together", where=f"{where}: data", hint="set both or none")
+    if recipe.lora.method == "full" and recipe.quantize is not None:
+        raise RecipeError(
+            "full tuning cannot change quantized weights",
+            where=f"{where}: lora.method",
+            hint="use lora or dora, or leave quantize out and quantize the result",
+        )
+    unknown = [name for name in recipe.train.report_to if name not in TRACKERS]
+    if unknown:
+        raise RecipeError(f"is {unknown[0]!r}", where=f"{where}: train.report_to", hint=f"use {', '.join(TRACKERS)}")
     if recipe.lora.num_layers == 0:
         raise RecipeError("is 0", where=f"{where}: lora.num_layers", hint="give at least 1, or -1 for all")
     if not recipe.lora.targets:
@@ -222,6 +231,8 @@ def _convert(value: Any, option: Any) -> Any:
     if origin is list:
         items = [value] if isinstance(value, str) else value
         return list(items) if isinstance(items, list) and all(isinstance(item, str) for item in items) else None
+    if origin is dict and isinstance(value, dict) and typing.get_args(option)[1] is Any:
+        return {str(key): each for key, each in value.items()}
     if origin is dict and isinstance(value, dict):
         converted = {str(key): _texts(items) for key, items in value.items()}
         return None if None in converted.values() else converted
@@ -251,10 +262,8 @@ def _shown(value: Any) -> str:
 
 def _type_name(options: tuple[Any, ...]) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    spelt = [
-        names.get(option) or ("a list of texts" if typing.get_origin(option) is list else "a mapping of lists")
-        for option in options
-    ]
+    kinds = {list[str]: "a list of texts", dict[str, Any]: "a mapping"}
+    spelt = [names.get(option) or kinds.get(option, "a mapping of lists") for option in options]
     return " or ".join(spelt)
 
 
@@ -285,7 +294,7 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and key != "keep":
+        if isinstance(value, Mapping) and key not in ("keep", "optimizer_options"):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

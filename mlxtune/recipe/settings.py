@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor", "muon", "lion")
+OPTIMIZERS = (
+    "adamw", "adam", "sgd", "adafactor", "muon", "lion", "adamax", "adagrad", "adadelta", "rmsprop",
+)  # fmt: skip
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 QUANTIZATION_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 
 
@@ -63,11 +66,20 @@ class QuantizeRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraRecipe:
-    method: str = setting("lora", "kind of adapter", choices=("lora",), flag="--fine-tune-type")
+    method: str = setting(
+        "lora",
+        "what is trained: a low-rank adapter, one with magnitudes (dora), or all weights (full)",
+        choices=("lora", "dora", "full"),
+        flag="--fine-tune-type",
+    )
     rank: int = setting(16, "rank of the update", low=1)
     scale: float = setting(2.0, "factor on the update (alpha / rank)", above=0)
+    rslora: bool = setting(False, "divide alpha by the root of the rank instead: scale times the root of the rank")
+    plus: float | None = setting(None, "LoRA+: learning rate of B as a multiple of that of A; null: the same", above=0)
     dropout: float = setting(0.0, "share of adapter inputs zeroed while training", low=0, high=0.95)
-    targets: list[str] = setting(["all-linear"], "layers that get an adapter: all-linear, attention, mlp or names")
+    targets: list[str] = setting(
+        ["all-linear"], "layers that get an adapter: all-linear, attention, mlp, names or patterns such as *_proj"
+    )
     num_layers: int = setting(-1, "number of last blocks that get adapters; -1: all", low=-1, flag="--num-layers")
 
 
@@ -81,12 +93,24 @@ class TrainRecipe:
     schedule: str = setting("cosine", "course after the warm-up", choices=("cosine", "linear", "constant"))
     warmup: float = setting(0.05, "warm-up: a share of the updates below 1, else a number of updates", low=0)
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS, flag="--optimizer")
+    optimizer_options: dict[str, Any] = setting({}, "further options of the optimizer by name, such as {eps: 1e-7}")
     weight_decay: float = setting(0.0, "decoupled weight decay, where the optimizer has it", low=0)
     max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never", above=0)
+    neftune: float | None = setting(
+        None, "NEFTune: strength of the noise on the embeddings while training, such as 5; null: none", above=0
+    )
     max_seq_length: int = setting(2048, "longest row in tokens", low=2, flag="--max-seq-length")
     eval_every: int | None = setting(
         None, "updates between validations; null: ten a run", low=1, flag="--steps-per-eval"
     )
+    patience: int | None = setting(None, "validations without a better loss before training stops; null: never", low=1)
+    min_delta: float = setting(0.0, "how much lower a validation loss must be to count as better", low=0)
+    anchor: str | None = setting(None, "a text file of what the model must not forget, measured at each validation")
+    forget_budget: float = setting(
+        0.1, "how far the loss on the anchor may rise, in nats per token, for an adapter to be kept as the best", low=0
+    )
+    show_answer: bool = setting(True, "answer the first validation row at each validation, to see it learn")
+    report_to: list[str] = setting([], "also send the log to: tensorboard, wandb, mlflow, trackio", flag="--report-to")
     save_every: int = setting(100, "updates between checkpoints", low=1, flag="--save-every")
     report_every: int = setting(10, "updates between lines of the log", low=1, flag="--steps-per-report")
     grad_checkpoint: bool = setting(

@@ -152,7 +152,8 @@ def recipes(draw: st.DrawFn) -> recipe.Recipe:
     if quantize.get("mode", "affine") != "affine":
         del quantize["group_size"], quantize["bits"]
     values["evaluate"]["label"] = draw(st.sampled_from([None, r"^(\w+)", "(a)\n", "'(\")"]))
-    if draw(st.booleans()):
+    train["report_to"] = draw(st.lists(st.sampled_from(["tensorboard", "wandb"])))
+    if draw(st.booleans()) or values["lora"].get("method") == "full":
         values["quantize"] = None
     return recipe.build(values)
 

@@ -120,7 +120,7 @@ def test_accumulation_at_least_one_update(tmp_path: Path) -> None:
         ("iters: 0", "lora.yaml: train.iters: is 0; give at least 1"),
         ("iters: 0\ngrad_accumulation_steps: 4", "lora.yaml: train.iters: is 0; give at least 1"),
         ("iters: x\ngrad_accumulation_steps: 4", "lora.yaml: train.iters: is 'x', not a whole number or null"),
-        ("fine_tune_type: dora", "lora.yaml: lora.method: is 'dora'; only lora is supported"),
+        ("fine_tune_type: ia3", "lora.yaml: lora.method: is 'ia3'; use one of lora, dora, full"),
         ("lora_parameters: 3", "lora.yaml: lora_parameters: is 3, not a mapping; write `key: value` lines"),
         ("lora_parameters: {rnk: 3}", "lora.yaml: unknown key `lora.rnk`; did you mean `lora.rank`?"),
         ("lora_parameters: {rank: 0, alpha: 8}", "lora.yaml: lora.rank: is 0; give at least 1"),

@@ -1,0 +1,50 @@
+"""The log of a training run: what a line says, and the file that it goes to. Knows figures, not networks."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlxtune.rundir import make_folder, storage_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLog:
+    """One line of the log. Losses in nats per supervised token; speed in supervised tokens per second.
+
+    `anchor_loss` is that of the text that must not be forgotten, `answer` the first validation row's at this point.
+    """
+
+    step: int
+    train_loss: float
+    valid_loss: float | None
+    learning_rate: float
+    tokens_per_second: float
+    peak_memory_gb: float
+    anchor_loss: float | None = None
+    answer: str | None = None
+
+
+@dataclass(slots=True)
+class Sums:
+    """Sums over the updates since the last line of the log."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, tokens: int, seconds: float) -> None:
+        self.nats += loss * tokens
+        self.tokens += tokens
+        self.seconds += seconds
+
+
+def append(log: Path, line: StepLog) -> int:
+    """Adds a line to the log, without what it does not say; returns the log's size in bytes. Raises StorageError."""
+    told = {name: value for name, value in asdict(line).items() if value is not None or name == "valid_loss"}
+    make_folder(log.parent)
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+            return file.tell()
+    except OSError as error:
+        raise storage_error(error, log) from error
