@@ -73,6 +73,8 @@ def run(
     machine.configure(save_memory=recipe.train.grad_checkpoint)
     folder = RunDir(out)
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
+    if files.get("all") == Path("-"):
+        raise InputError("a run must find its data again", where="-", hint="save it to a file first")
     origin.refuse_other(folder, recipe, files)
     source = hub.fetch(recipe.model, recipe.revision or origin.revision(folder), _fetching(on_event))
     model.check(source)

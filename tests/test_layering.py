@@ -162,7 +162,11 @@ def test_no_file_has_a_vague_name() -> None:
 
 
 def test_the_command_line_starts_without_mlx() -> None:
-    modules = ["mlxtune.cli", *(f"mlxtune.cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[!_]*.py")))]
+    files = sorted((PACKAGE / "cli").rglob("[!_]*.py"))
+    modules = [
+        "mlxtune.cli",
+        *(".".join(("mlxtune", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in files),
+    ]
     script = f"""
 import importlib, sys
 for name in {modules}:
@@ -189,7 +193,8 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert found.name == name
     assert summary.endswith(".")
     for full_name, command in commands(f"mlxtune {name}", found):
-        with click.Context(command, info_name=full_name) as context:
+        # click keeps a command's help option, so its names must be those of the real command line
+        with click.Context(command, info_name=full_name, help_option_names=["-h", "--help"]) as context:
             usage, _, text = command.get_help(context).partition("\n")
         assert usage.startswith(f"Usage: {full_name}")
         assert re.search(rf"^ +{full_name}( |$)", text, re.MULTILINE), f"{full_name} has no example"

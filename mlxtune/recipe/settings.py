@@ -36,10 +36,10 @@ def setting(
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecipe:
     path: str | None = setting(
-        None, "file or folder of {train,valid,test}.jsonl; `tickets` is the embedded set", flag="--data"
+        None, "file of examples, or folder of train, valid and test files; `tickets` is the embedded set", flag="--data"
     )
-    prompt: str | None = setting(None, "Jinja text of the prompt made from a row's columns: 'Ticket: {{ text }}'")
-    completion: str | None = setting(None, "Jinja text of the answer made from a row's columns: '{{ label }}'")
+    prompt: str | None = setting(None, "column of the prompt, or a Jinja text of columns: 'Ticket: {{ text }}'")
+    completion: str | None = setting(None, "column of the answer, or a Jinja text of columns: '{{ label }}'")
     chat_template: str | None = setting(None, "Jinja text of a conversation; null: the tokenizer's own template")
     keep: dict[str, list[str]] = setting({}, "keep only rows whose column has one of these values: {column: [values]}")
     test: float = setting(0.1, "share of rows held out for the evaluation when one file is split", low=0, high=0.9)

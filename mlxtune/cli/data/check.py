@@ -30,6 +30,7 @@ STEPS = "▁▂▃▄▅▆▇█"
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the report.")
 @click.option("--strict", is_flag=True, help="Exit with 1 where there are warnings.")
 @click.option("--fast", is_flag=True, help="Do not search for near-duplicates.")
+@click.option("--names", is_flag=True, help="Look for names and places too, which needs mlxtune[pii].")
 @click.option("--label", metavar="REGEX", help="Its first group, found in an answer, is the row's label.")
 @click.option(
     "-c", "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="Read rows as this recipe does."
@@ -53,6 +54,7 @@ def command(
     as_json: bool,
     strict: bool,
     fast: bool,
+    names: bool,
     label: str | None,
     config: Path | None,
     out: Path | None,
@@ -77,8 +79,10 @@ def command(
       mlxtune data check tickets.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --max-seq-length 512
       mlxtune data check tickets.jsonl --fix clean.jsonl --redact
     """
+    from mlxtune.data import pii
     from mlxtune.data.audit import examine, read
     from mlxtune.data.load import files_of
+    from mlxtune.data.pii import presidio
 
     if redact and out is None:
         raise click.UsageError("--redact changes the copy that --fix OUT writes: name OUT")
@@ -92,10 +96,12 @@ def command(
     if out is not None:
         _check_outputs(out, redact_map, folder="all" not in files)
     label = label or recipe.evaluate.label
+    find = presidio.find if names else pii.find
+    find("")  # a missing library is found before the rows are read
     named = places or (NAMED if as_json else SHOWN)
     with display.phases() as shown:
         counting = None if flags["recipe_model"] is None else _counting(recipe, lambda *row: shown("tokens", *row))
-        table = read(files, recipe.data, label, near=not fast, places=named)
+        table = read(files, recipe.data, label, near=not fast, places=named, find=find)
         found = examine(table, counting)
     fixed = None if out is None else _fix(table, recipe.data.group_by, out, redact, redact_map)
     if as_json:
@@ -157,7 +163,7 @@ def _fix(table: Table, group_by: str | None, out: Path, redact: bool, map_file: 
     from mlxtune.data.redact import redact as replaced
     from mlxtune.rundir import write_json
 
-    fixed = fix.fix(table, group_by, replaced if redact else None)
+    fixed = fix.fix(table, group_by, (lambda example: replaced(example, find=table.find)) if redact else None)
     fix.write(fixed, out)
     if map_file is not None:
         write_json(map_file, fix.redact_map(fixed, out))

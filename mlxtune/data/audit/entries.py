@@ -2,10 +2,11 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxtune.data import pii
 from mlxtune.data.audit.findings import PLACES
 from mlxtune.data.files import Row, scan_rows
 from mlxtune.data.formats import Chat, Example, answer_text, kept, last_learned, prompt_text, reader
@@ -13,6 +14,8 @@ from mlxtune.data.labels import find_labels, plain
 from mlxtune.data.similar import normalise
 from mlxtune.errors import DataError
 from mlxtune.recipe import DataRecipe
+
+FindPersonal = Callable[[str], list[pii.Finding]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Entry:
 class Table:
     """All good rows in order, and what is wrong with the others.
 
-    `pattern` finds the labels, `near` asks for near-duplicates, and a finding names at most `places` rows.
+    `pattern` finds the labels and `find` personal data, `near` asks for near-duplicates, and a finding names at most
+    `places` rows.
     """
 
     files: dict[str, Path]
@@ -53,10 +57,17 @@ class Table:
     pattern: str | None
     near: bool
     places: int
+    find: FindPersonal = pii.find
 
 
 def read(
-    files: dict[str, Path], data: DataRecipe, label: str | None, *, near: bool = True, places: int = PLACES
+    files: dict[str, Path],
+    data: DataRecipe,
+    label: str | None,
+    *,
+    near: bool = True,
+    places: int = PLACES,
+    find: FindPersonal = pii.find,
 ) -> Table:
     """The rows of all files. Raises DataError for a file that cannot be read at all."""
     found: list[tuple[str, Row, Example]] = []
@@ -65,7 +76,7 @@ def read(
         good, bad = _read(path, data)
         found += [(name, row, example) for row, example in good]
         mistakes += bad
-    return Table(files, entries_of(found, label), mistakes, label, near, places)
+    return Table(files, entries_of(found, label), mistakes, label, near, places, find)
 
 
 def entries_of(found: Sequence[tuple[str, Row, Example]], label: str | None) -> list[Entry]:

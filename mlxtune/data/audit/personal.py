@@ -2,12 +2,13 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mlxtune.data import pii
 from mlxtune.data.audit.entries import Entry, Table
 from mlxtune.data.audit.findings import Finding, about_rows
 from mlxtune.data.formats import Chat, last_learned
+from mlxtune.data.pii import presidio
 
 ADVICE = "replace them by made-up ones, or with --fix OUT --redact; a model can repeat what it has learned"
 REMEMBERED = 1000  # answers; those that are labels come again and again
@@ -15,27 +16,27 @@ REMEMBERED = 1000  # answers; those that are labels come again and again
 
 def personal_data(table: Table) -> Iterator[Finding]:
     """A finding for each kind of personal data."""
-    entities = functools.lru_cache(maxsize=REMEMBERED)(_entities)
+
+    def entities(text: str) -> frozenset[str]:
+        return frozenset(each.entity for each in table.find(text))
+
+    remembered = functools.lru_cache(maxsize=REMEMBERED)(entities)
     noted: dict[str, list[tuple[Entry, str]]] = defaultdict(list)
     for entry in table.entries:
-        in_answer = entities(entry.answer or "")
-        for entity in _asked(entry, entities) | in_answer:
+        in_answer = remembered(entry.answer or "")
+        asked = _asked(entry)
+        for entity in in_answer.union(*map(remembered if len(asked) > 1 else entities, asked)):
             noted[entity].append((entry, "in the answer" if entity in in_answer else ""))
     known = [each for each in pii.ENTITIES if noted[each]]
     for entity in [*known, *sorted(set(noted) - set(pii.ENTITIES))]:
-        name = pii.NAMES.get(entity, entity.replace("_", " "))
+        name = (pii.NAMES | presidio.NAMES).get(entity, entity.replace("_", " "))
         detail = name if name == entity else f"{name} ({entity})"
         yield about_rows("pii", "warning", noted[entity], detail, ADVICE, places=table.places, entity=entity)
 
 
-def _entities(text: str) -> frozenset[str]:
-    return frozenset(each.entity for each in pii.find(text))
-
-
-def _asked(entry: Entry, entities: Callable[[str], frozenset[str]]) -> frozenset[str]:
-    """What stands in a row beside its answer."""
+def _asked(entry: Entry) -> list[str]:
+    """The texts that stand in a row beside its answer."""
     if not isinstance(entry.example, Chat):
-        return _entities(entry.prompt)
+        return [entry.prompt]
     answer = last_learned(entry.example)
-    texts = [str(each["content"]) for place, each in enumerate(entry.example.messages) if place != answer]
-    return frozenset().union(*map(entities, texts))
+    return [str(each["content"]) for place, each in enumerate(entry.example.messages) if place != answer]
