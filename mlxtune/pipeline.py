@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxtune import adapter, hub, machine, model, origin
+from mlxtune import adapter, hub, machine, model, origin, trackers
 from mlxtune import recipe as recipes
 from mlxtune.convert import convert
 from mlxtune.data import load
 from mlxtune.data.audit import audit
-from mlxtune.data.formats import answer_text
+from mlxtune.data.files import Row
+from mlxtune.data.formats import Text, answer_text
 from mlxtune.data.labels import label_in
 from mlxtune.data.render import Limit, Sample, render
 from mlxtune.errors import DataError, FuseError, InputError
@@ -40,14 +41,15 @@ STAGES = (
     "evaluate fused",
     "report",
 )
+ANCHOR_TOKENS, ANCHOR_PIECES = 512, 64
 TRAIN_STAGES = ("audit", "split", "convert", "quantize", "train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What happens in a run: a stage starts, goes on (`done` of `total`), ends or is skipped, or warns."""
+    """What happens in a run: a stage starts, goes on (`done` of `total`), validates, ends or is skipped, or warns."""
 
-    kind: Literal["started", "progress", "finished", "skipped", "warning"]
+    kind: Literal["started", "progress", "validated", "finished", "skipped", "warning"]
     stage: str
     detail: str = ""
     done: int = 0
@@ -73,6 +75,9 @@ def run(
     machine.configure(save_memory=recipe.train.grad_checkpoint)
     folder = RunDir(out)
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
+    trackers.check(recipe.train.report_to)
+    if recipe.train.anchor is not None:
+        load.anchor_text(recipe.train.anchor)
     if files.get("all") == Path("-"):
         raise InputError("a run must find its data again", where="-", hint="save it to a file first")
     origin.refuse_other(folder, recipe, files)
@@ -221,7 +226,7 @@ class _Work:
             inner(self.tokenizer),
             self.tokenizer.eos_token_ids,
             self.recipe.data,
-            Limit.of(self.recipe.train.max_seq_length, model.context_length(self.config)),
+            Limit.of(self.recipe.train.max_seq_length, self.context),
             lambda done: self.on_event(Event(kind="progress", stage=self.stage, done=done, total=len(rows))),
         )
         self.rendered[name] = rendered.samples
@@ -235,6 +240,10 @@ class _Work:
     @cached_property
     def config(self) -> dict[str, Any]:
         return model.check(self.source)
+
+    @property
+    def context(self) -> int | None:
+        return model.context_length(self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -299,31 +308,55 @@ class _Work:
         return summary(done)
 
     def train(self) -> str:
-        def on_step(log: StepLog, steps: int) -> None:
-            detail = f"loss {log.train_loss:.3f}  {log.tokens_per_second:.0f} tokens/s"
-            self.on_event(Event(kind="progress", stage="train", detail=detail, done=log.step, total=steps))
-
         lm = self.load_base()
         self.base_lm = None
         chats = any(sample.answer is not None for sample in self.samples("train"))
         data = replace(self.recipe.data, chat_template=self.template if chats else self.recipe.data.chat_template)
-        done = train(
-            lm,
-            self.samples("train"),
-            self.samples("valid"),
-            replace(self.recipe, data=data),
-            self.folder.root,
-            on_step=on_step,
-            on_warning=lambda text: self.on_event(Event(kind="warning", stage="train", detail=text)),
-            stop=self.stop,
-        )
+        with trackers.opened(self.recipe.train.report_to, self.folder, self.recipe) as send:
+            done = train(
+                lm,
+                self.samples("train"),
+                self.samples("valid"),
+                replace(self.recipe, data=data),
+                self.folder.root,
+                anchor=self.anchor(),
+                on_step=lambda log, steps: self.tell(log, steps, send),
+                on_warning=lambda text: self.on_event(Event(kind="warning", stage="train", detail=text)),
+                stop=self.stop,
+            )
         self.tuned_lm = lm
+        write_text(self.folder.loss_picture, build.loss_picture(self.folder))
         if done.first_valid_loss is None or done.best_valid_loss is None:
             return f"{done.steps} updates, loss {done.last_train_loss:.3f}, {done.tokens_per_second:.0f} tokens/s"
+        early = ", stopped early" if done.stopped_early else ""
         return (
-            f"{done.steps} updates, validation loss {done.first_valid_loss:.3f} → {done.best_valid_loss:.3f} "
+            f"{done.steps} updates{early}, validation loss {done.first_valid_loss:.3f} → {done.best_valid_loss:.3f} "
             f"(best at {done.best_step}), {done.tokens_per_second:.0f} tokens/s"
         )
+
+    def tell(self, log: StepLog, steps: int, send: Callable[[StepLog], None]) -> None:
+        """Shows and draws how the training goes."""
+        detail = f"loss {log.train_loss:.3f}  {log.tokens_per_second:.0f} tokens/s  {log.peak_memory_gb:.2f} GB"
+        self.on_event(Event(kind="progress", stage="train", detail=detail, done=log.step, total=steps))
+        send(log)
+        if log.valid_loss is None:
+            return
+        write_text(self.folder.loss_picture, build.loss_picture(self.folder))
+        anchor = f", anchor {log.anchor_loss:.3f}" if log.anchor_loss is not None else ""
+        answer = f"  {' '.join(log.answer.split())!r}" if log.answer is not None else ""
+        detail = f"{log.step}/{steps}: validation loss {log.valid_loss:.3f}{anchor}{answer}"
+        self.on_event(Event(kind="validated", stage="train", detail=detail))
+
+    def anchor(self) -> list[Sample]:
+        """The text that the model must not forget, in pieces; the first ones of a long text."""
+        if self.recipe.train.anchor is None:
+            return []
+        row = Row(self.recipe.train.anchor, 1, {})
+        text = Text(load.anchor_text(self.recipe.train.anchor))
+        pieces = replace(self.recipe.data, too_long="truncate")
+        limit = Limit(min(ANCHOR_TOKENS, Limit.of(self.recipe.train.max_seq_length, self.context).tokens))
+        ends = self.tokenizer.eos_token_ids
+        return render([(row, text)], inner(self.tokenizer), ends, pieces, limit).samples[:ANCHOR_PIECES]
 
     def fuse(self) -> str:
         self.base_lm = self.tuned_lm = None

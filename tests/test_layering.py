@@ -25,7 +25,7 @@ LINES = [
     {"tokenizer", "precision"},
     {"model", "data"},
     {"adapter", "checkpoint", "generate", "origin", "likelihood", "optimizer", "recompute", "noise", "steplog"},
-    {"quant", "metrics", "export"},
+    {"quant", "metrics", "export", "trackers"},
     {"convert", "quantize", "train", "evaluate", "compare", "fuse", "chat", "serve"},
     {"pipeline"},
     {"cli"},

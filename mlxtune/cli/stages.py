@@ -1,5 +1,6 @@
 """Shows a pipeline at work: a line a stage, live progress, signals that let training save. For `run` and `train`."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ class _Shown:
             if bar is None or (bar.label, bar.total) != (event.stage, event.total) or event.done < bar.done:
                 bar = self.bar = display.Progress(event.stage, event.total)
             bar.update(event.done, event.detail)
+        elif event.kind == "validated":
+            self.close()
+            width = shutil.get_terminal_size().columns - 1
+            display.note(click.style(f"   {display.harmless(event.detail)}"[:width], dim=True))
         elif event.kind == "warning":
             self.close()
             display.warn(f"{event.stage}: {event.detail}")

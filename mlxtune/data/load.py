@@ -82,3 +82,17 @@ def read_split(folder: Path, name: str) -> Rows:
     if path.is_file() and path.stat().st_size == 0:
         return []
     return read_examples(path, DataRecipe())
+
+
+def anchor_text(name: str) -> str:
+    """The text of a file that must not be forgotten. Raises DataError."""
+    path = Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError("is not UTF-8", where=name, hint="save the text as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=name, hint="give a text file") from None
+    if not text.strip():
+        raise DataError("has no text", where=name, hint="give some pages of what the model must not forget")
+    return text

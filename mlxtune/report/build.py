@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxtune.errors import InputError
-from mlxtune.report import html, markdown
+from mlxtune.report import chart, html, markdown
 from mlxtune.report.score import Score
 from mlxtune.report.verdict import verdict
 from mlxtune.report.words import COLUMNS, scores, shorten, visible
@@ -86,6 +86,20 @@ def write(run: RunDir) -> dict[str, Any]:
     for suffix, page in pages.items():
         write_text(run.report(suffix), page)
     return report
+
+
+def loss_picture(run: RunDir) -> str:
+    """The losses in the log of a run, finished or not, as an SVG file; empty before the first one."""
+    training = _object(run.adapter / "training.json", TRAINING_FIELDS)
+    curve = _curve(run.log, training)
+    measured = [each for each in curve if each["valid_loss"] is not None]
+    best = (
+        training["best_step"]
+        if training
+        else min(measured, key=lambda each: each["valid_loss"], default={}).get("step")
+    )
+    drawing = chart.loss_curve(curve, best)
+    return chart.picture(drawing) if drawing else ""
 
 
 def _object(path: Path, names: Sequence[str]) -> dict[str, Any] | None:

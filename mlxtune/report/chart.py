@@ -33,6 +33,16 @@ svg .whisker{stroke:var(--text);stroke-width:1.5}
 """
 
 
+# the colours of a picture that stands alone; a page brings its own
+_COLOURS = "--card:#fff;--text:#1d2126;--muted:#5d6670;--line:#dfe1e4;--train:#9aa3ad;--accent:#1f6fb2"
+
+
+def picture(drawing: str) -> str:
+    """A drawing as an SVG file of its own."""
+    style = f"<style>svg{{{_COLOURS};background:var(--card)}}{STYLE.strip()}</style>"
+    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1) + "\n"
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that span `low` to `high`, about `count` of them."""
     if high <= low:
