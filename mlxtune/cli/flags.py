@@ -31,14 +31,14 @@ def recipe_flags(*wanted: str) -> Callable[[Command], Command]:
 
 def _option(key: str, flag: str, each: Any, hint: Any) -> Callable[[Command], Command]:
     name = _parameter(key)
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
     text = each.metadata["help"]
+    if typing.get_origin(hint) is list:
+        return click.option(flag, name, multiple=True, default=None, metavar="NAME", help=text)
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
     if each.default is not None:
         text += f"  [{str(each.default).lower() if kinds[0] is bool else each.default}]"
     if kinds[0] is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-    if typing.get_origin(kinds[0]) is list:
-        return click.option(flag, name, multiple=True, metavar="NAME", help=text.replace("  [[]]", ""))
     metavar = "|".join(each.metadata["choices"] or ()) or {int: "N", float: "X"}.get(kinds[0], "TEXT")
     return click.option(flag, name, type=kinds[0], default=None, metavar=metavar, help=text)
 

@@ -141,6 +141,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[..., 
     return folder
 
 
+@pytest.fixture(scope="session")
+def unbound(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of `trained`, in a run of its own, as one that does not say which base it belongs to."""
+    run = tmp_path_factory.mktemp("unbound") / "run"
+    shutil.copytree(trained / "run", run)
+    _change(run / "adapter" / "adapter_config.json", base_fingerprint=None)
+    return run / "adapter"
+
+
 def _no_template(folder: Path) -> None:
     _change(folder / "tokenizer_config.json", chat_template=None)
 

@@ -1,5 +1,6 @@
 """Flags come from the recipe's fields; file, flags and --set are laid over each other in this order."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def test_help_shows_default_choices_and_the_settings_own_words() -> None:
         option = options[flag]
         assert isinstance(option, click.Option)
         assert option.help is not None and option.help.startswith(each.metadata["help"]), name
-        assert each.default is None or option.help.endswith(f"[{str(each.default).lower()}]"), name
+        default = None if each.default is dataclasses.MISSING else each.default
+        assert default is None or option.help.endswith(f"[{str(default).lower()}]"), name
         assert option.metavar == "|".join(each.metadata["choices"]) if each.metadata["choices"] else True
         assert option.default is None, "a default of the flag would hide the one of the file"
 

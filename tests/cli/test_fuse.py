@@ -47,9 +47,9 @@ def test_fuse(
 
 
 def test_into_a_quantized_base(
-    invoke: Invoke, logits: Logits, plain_logits: Logits, far: Far, trained: Path, tmp_path: Path
+    invoke: Invoke, logits: Logits, plain_logits: Logits, far: Far, unbound: Path, tmp_path: Path
 ) -> None:
-    base, adapter = tmp_path / "base", trained / "run" / "adapter"
+    base, adapter = tmp_path / "base", unbound
     assert invoke("quantize", "tiny", "--mlx-path", base, "--q-bits", "4")[0] == 0
     args = ["fuse", "--model", base, "--adapter-path", adapter, "--json"]
     sizes = {}
@@ -77,10 +77,10 @@ def test_into_a_quantized_base(
 
 
 def test_too_little_would_survive(
-    invoke: Invoke, listing: Listing, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Invoke, listing: Listing, unbound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is met exactly as it is asked for: here more than everything of the gain."""
-    base, adapter = tmp_path / "base", trained / "run" / "adapter"
+    base, adapter = tmp_path / "base", unbound
     invoke("quantize", "tiny", "--mlx-path", base, "--q-bits", "2")
     before = listing(tmp_path)
     args = ["fuse", "--model", base, "--adapter-path", adapter, "--save-path", tmp_path / "fused"]
@@ -165,4 +165,17 @@ def test_inside_its_own_input(invoke: Invoke, listing: Listing, broken: Broken, 
     out = model / "fused"
     line = f"error: {out}: lies inside its own input; choose a folder outside it\n"
     assert invoke("merge", "--model", model, "--adapter-path", adapter, "--save-path", out) == (2, "", line)
+    assert listing(tmp_path) == before
+
+
+def test_another_base_is_refused(invoke: Invoke, listing: Listing, trained: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", trained / "run" / "adapter"
+    invoke("quantize", "tiny", "--mlx-path", base, "--q-bits", "8")
+    before = listing(tmp_path)
+    code, out, err = invoke("fuse", "--model", base, "--adapter-path", adapter, "--save-path", tmp_path / "fused")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {adapter}: was trained on another base than {base}; give that base; or, to use it all the same, "
+        "remove base_fingerprint from its adapter_config.json\n"
+    )
     assert listing(tmp_path) == before

@@ -31,7 +31,7 @@ FILES = [
     *("data", "data/audit.json", "data/test.jsonl", "data/train.jsonl", "data/valid.jsonl"),
     *("eval", "eval/base.json", "eval/fused.json", "eval/tuned.json"),
     *("fused", *(f"fused/{name}" for name in sorted([*MODEL, "fuse.json"]))),
-    *("log.jsonl", "origin.json", "recipe.yaml", "report.html", "report.json", "report.md"),
+    *("log.jsonl", "loss.svg", "origin.json", "recipe.yaml", "report.html", "report.json", "report.md"),
 ]
 SCORE = {"metric", "value", "unit", "ci_low", "ci_high", "n", "better"}
 RECIPE = """
@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, write_rows: WriteRows) ->
 
 def stages_of(err: str) -> dict[str, str]:
     """What is said of each stage, by its name."""
-    said = [line.removeprefix(" ✓ ").removeprefix(" · ") for line in err.splitlines()]
+    said = [line[3:] for line in err.splitlines() if line.startswith((" ✓ ", " · "))]
     return {line[:15].strip(): line[15:].strip() for line in said}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ Far = Callable[[mx.array, mx.array], float]
 
 ADAPTER = ["adapter", "adapter/adapter_config.json", "adapter/adapters.safetensors", "adapter/training.json"]
 DATA = ["data", "data/audit.json", "data/test.jsonl", "data/train.jsonl", "data/valid.jsonl"]
-FILES = [".lock", *ADAPTER, *DATA, "log.jsonl", "origin.json", "recipe.yaml"]
+FILES = [".lock", *ADAPTER, *DATA, "log.jsonl", "loss.svg", "origin.json", "recipe.yaml"]
 SHORT = ["--iters", "4", "--batch-size", "4", "--learning-rate", "1e-3"]
 
 
@@ -41,7 +42,9 @@ def test_one_file_is_split(
     data = write_rows(Path("tickets.jsonl"), 40)
     code, out, err = invoke("train", "--model", "tiny", "--data", data, *SHORT)
     assert (code, out) == (0, "runs/tickets/adapter\n")
-    stages = [line.split()[1] for line in err.splitlines()]
+    stages = [line.split()[1] for line in err.splitlines() if line.startswith((" ✓", " ·"))]
+    # the first validation row is answered each time
+    assert len(re.findall(r"^   \d/4: validation loss [\d.]+  '", err, re.MULTILINE)) == 4
     assert stages == ["audit", "split", "convert", "quantize", "train"]
     assert " · quantize       skipped: the recipe has no quantize section\n" in err
     assert list(listing(tmp_path / "runs" / "tickets")) == FILES
