@@ -10,12 +10,13 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from mlxtune import pipeline, recipe
 from mlxtune.cli import main, signals, stages
-from mlxtune.errors import DataError, FuseError, Interrupted, OutputError, TrainingError
+from mlxtune.errors import DataError, FuseError, InputError, Interrupted, OutputError, TrainingError
 from mlxtune.pipeline import STAGES, TRAIN_STAGES, Event
 
 WORDS = ["card", "parcel", "invoice", "voucher", "laptop", "refund", "basket", "kettle", "window", "courier", "battery"]
@@ -233,3 +234,40 @@ def test_each_stage_shows_under_its_own_name() -> None:
         shown.event(Event(kind="progress", stage=stage, done=done, total=6))
         assert shown.bar is not None
         assert (shown.bar.label, shown.bar.done) == (stage, done)
+
+
+def test_an_anchor_text_is_measured_at_each_validation(make: Make) -> None:
+    Path("anchor.txt").write_text("The quick brown fox jumps over the lazy dog. " * 30)
+    events: list[Event] = []
+    report = pipeline.run(make(train__anchor="anchor.txt"), Path("run"), stages=TRAIN_STAGES, on_event=events.append)
+    told = [event.detail for event in events if event.kind == "validated"]
+    assert len(told) == 3 and all(re.search(r"validation loss [\d.]+, anchor [\d.]+  '", each) for each in told)
+    assert report["training"]["first_anchor_loss"] > 0
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert all(line["anchor_loss"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(None, "a.txt: cannot be read: "), (b"\xff", "a.txt: is not UTF-8"), (b" \n", "a.txt: has no text")],
+)
+def test_a_wrong_anchor_is_found_first(make: Make, content: bytes | None, line: str) -> None:
+    if content is not None:
+        Path("a.txt").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        pipeline.run(make(train__anchor="a.txt"), Path("run"))
+    assert str(caught.value).startswith(line)
+    assert not Path("run").exists()
+
+
+def test_the_losses_are_drawn(make: Make) -> None:
+    pipeline.run(make(), Path("run"), stages=TRAIN_STAGES)
+    drawn = ElementTree.fromstring(Path("run/loss.svg").read_text())
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len([each for each in drawn.iter() if each.get("class") in ("train", "valid")]) >= 2
+
+
+def test_data_from_stdin_is_refused_by_a_run(make: Make) -> None:
+    with pytest.raises(InputError) as caught:
+        pipeline.run(make(data__path="-"), Path("run"))
+    assert str(caught.value) == "-: a run must find its data again; save it to a file first"
