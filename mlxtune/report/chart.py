@@ -5,6 +5,7 @@ Colours are CSS variables (`STYLE` has the classes), so that one drawing serves 
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,14 +34,18 @@ svg .whisker{stroke:var(--text);stroke-width:1.5}
 """
 
 
-# the colours of a picture that stands alone; a page brings its own
-_COLOURS = "--card:#fff;--text:#1d2126;--muted:#5d6670;--line:#dfe1e4;--train:#9aa3ad;--accent:#1f6fb2"
+# the colours of a picture that stands alone, where many viewers know no variables; a page brings its own
+_COLOURS = {
+    "card": "#fff", "text": "#1d2126", "muted": "#5d6670", "line": "#dfe1e4", "train": "#9aa3ad", "accent": "#1f6fb2",
+}  # fmt: skip
 
 
 def picture(drawing: str) -> str:
     """A drawing as an SVG file of its own."""
-    style = f"<style>svg{{{_COLOURS};background:var(--card)}}{STYLE.strip()}</style>"
-    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1) + "\n"
+    style = re.sub(r"var\(--(\w+)\)", lambda name: _COLOURS[name[1]], STYLE.strip())
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'
+    opened = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return opened.replace(">", f"><style>{style}</style>{paper}", 1) + "\n"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

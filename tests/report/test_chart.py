@@ -106,3 +106,12 @@ def test_bars_are_as_long_as_their_shares_with_whiskers_at_the_interval() -> Non
 def test_names_are_escaped() -> None:
     svg = chart.bars([('<a"b', score(0.5, 0.4, 0.6))])
     assert "<a" not in svg and '<a"b' in texts(svg)
+
+
+def test_a_picture_stands_alone() -> None:
+    """Any viewer draws it: it is well-formed, says what it is, and its colours are no variables."""
+    curve = [{"step": 1, "train_loss": 2.0, "valid_loss": None}, {"step": 2, "train_loss": 1.0, "valid_loss": 1.5}]
+    text = chart.picture(chart.loss_curve(curve, 2))
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in text
+    assert "stroke:#1f6fb2" in text
