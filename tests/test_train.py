@@ -455,3 +455,26 @@ def test_every_row_is_seen_once_for_any_size_and_batch() -> None:
             batches = epoch_order([7] * rows, batch_size, seed=1, epoch=2)
             assert sorted(row for batch in batches for row in batch) == list(range(rows))
             assert len(batches) == -(-rows // batch_size)
+
+
+PACKINGS = [
+    *(("affine", bits, 64) for bits in (2, 3, 4, 5, 6, 8)),
+    ("mxfp4", 4, 32),
+    ("nvfp4", 4, 16),
+    ("mxfp8", 8, 32),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "bits", "group_size"),
+    [*(("lora", *each) for each in PACKINGS), ("dora", "affine", 3, 64), ("dora", "nvfp4", 4, 16)],
+)
+def test_adapters_learn_on_packed_layers(
+    tiny: Path, tmp_path: Path, method: str, mode: str, bits: int, group_size: int
+) -> None:
+    """As a GPU holds them: the gradient flows through the packed layers, and the loss falls."""
+    lm = model.load(tiny, stored=True)
+    nn.quantize(lm.net, group_size, bits, mode=mode)
+    result = train(lm, SAMPLES[:4], SAMPLES[:4], recipe(LoraRecipe(method=method, rank=4), iters=2), tmp_path)
+    assert result.best_valid_loss is not None and result.first_valid_loss is not None
+    assert result.best_valid_loss < result.first_valid_loss - 0.01
