@@ -199,7 +199,10 @@ class _Work:
             }
             self.rendered[name] = [replace(each, where=places[each.where]) for each in self.rendered[name]]
         counts = " · ".join(self.counted(name, len(rows)) for name, rows in self.splits.items())
-        return "; ".join([counts, *(f"{name}: {lost}" for name, lost in losses.items())])
+        assert self.audited is not None
+        alike = self.audited["rows"] - sum(map(len, self.splits.values()))
+        kept_out = [f"{alike} left out, as like rows of two parts"] if alike else []
+        return "; ".join([counts, *kept_out, *(f"{name}: {lost}" for name, lost in losses.items())])
 
     def counted(self, name: str, rows: int) -> str:
         """`train 621`, or `train 621 (700 samples)` where rows became more or fewer samples."""

@@ -49,9 +49,9 @@ def test_json(invoke: Invoke, trained: Path, tiny: Path) -> None:
     assert (value["model"], value["n"]) == ("tiny", len(rows))
     assert all(score.keys() == SCORE for score in value["scores"])
     assert [(score["metric"], score["unit"], score["better"], score["n"]) for score in value["scores"]] == [
-        ("loss", "nats per token", "lower", 4),
-        ("perplexity", "", "lower", 4),
-        ("exact_match", "share", "higher", 4),
+        ("loss", "nats per token", "lower", 5),
+        ("perplexity", "", "lower", 5),
+        ("exact_match", "share", "higher", 5),
     ]
     for score in value["scores"]:
         assert score["ci_low"] <= score["value"] <= score["ci_high"]
@@ -73,7 +73,7 @@ def test_the_table_and_the_file(invoke: Invoke, listing: Listing, trained: Path,
     assert list(listing(tmp_path)) == ["new", "new/scores.json"]
     value = json.loads(file.read_text())
     assert value.keys() == {"model", "adapter", "n", "seconds", "scores", "predictions"}
-    assert (value["adapter"], value["n"], len(value["predictions"])) == (None, 4, 4)
+    assert (value["adapter"], value["n"], len(value["predictions"])) == (None, 5, 5)
     first = value["predictions"][0]
     assert first.keys() == {"where", "prompt", "expected", "answer", "loss", "tokens", "exact", "right"}
     row = json.loads(data.read_text().splitlines()[0])["messages"]

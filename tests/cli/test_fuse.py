@@ -34,7 +34,7 @@ def test_fuse(
     adapter, out = trained / "run" / "adapter", tmp_path / "fused"
     code, printed, err = invoke("fuse", "--model", "tiny", "--adapter-path", adapter, "--save-path", out)
     assert (code, printed) == (0, f"{out}\n")
-    assert err == "21 layers fused, 5.5 MB, kept 100.0% of the gain on 4 rows\n"
+    assert err == "21 layers fused, 5.5 MB, kept 100.0% of the gain on 5 rows\n"
     assert list(listing(tmp_path)) == ["fused", *(f"fused/{name}" for name in FILES)]
     both = plain_logits(tiny, adapter)
     assert far(both, logits(tiny)) > 0.1  # the adapter does something
@@ -61,7 +61,7 @@ def test_into_a_quantized_base(
         assert (code, err, printed.count("\n")) == (0, "", 1), name
         value = json.loads(printed)
         assert value == json.loads((out / "fuse.json").read_text())
-        assert (value["path"], value["layers"], value["bits"], value["rows"]) == (str(out), 21, bits, 4)
+        assert (value["path"], value["layers"], value["bits"], value["rows"]) == (str(out), 21, bits, 5)
         if bits == 4:  # the default takes it exactly where it keeps 90 %, and else writes nothing
             taken = invoke(*args, "--save-path", tmp_path / "default")[0] == 0
             assert taken == (value["kept"] >= 0.9) == (tmp_path / "default").exists()

@@ -52,7 +52,7 @@ def test_one_file_is_split(
     run = tmp_path / "runs" / "tickets"
     given = lines_of(data)
     parts = {name: lines_of(run / "data" / f"{name}.jsonl") for name in ("train", "valid", "test")}
-    assert {name: len(rows) for name, rows in parts.items()} == {"train": 32, "valid": 4, "test": 4}
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 30, "valid": 5, "test": 5}
     assert sorted(map(json.dumps, given)) == sorted(json.dumps(row) for rows in parts.values() for row in rows)
     assert recipe.load(run / "recipe.yaml") == recipe.build(
         {"data": "tickets.jsonl", "train": {"iters": 4, "batch_size": 4, "learning_rate": 1e-3}}
@@ -91,7 +91,7 @@ def test_a_folder_with_only_a_train_file(invoke: Invoke, write_rows: WriteRows, 
     flags = ["--set", "data.valid=0.2", "--set", "data.test=0", *SHORT]
     code, _, err = invoke("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *flags)
     assert code == 0
-    assert " ✓ split          train 32 · valid 8 · test 0\n" in err
+    assert " ✓ split          train 31 · valid 9 · test 0\n" in err
     assert (tmp_path / "run" / "data" / "test.jsonl").read_bytes() == b""
 
 

@@ -2,18 +2,19 @@
 
 import click
 
-from mlxtune.cli.data import check
+from mlxtune.cli.data import check, convert, preview, split
 
 
 @click.group("data")
 def command() -> None:
-    """Check data before training.
+    """Check, look at, convert and split examples.
 
     \b
-    Example:
+    Examples:
       mlxtune data check tickets
+      mlxtune data preview tickets --model tiny
     """
 
 
-for each in (check,):
+for each in (check, convert, preview, split):
     command.add_command(each.command)
