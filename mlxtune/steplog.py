@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlxtune.rundir import make_folder, storage_error
+from mlxtune.rundir import append_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +41,4 @@ class Sums:
 def append(log: Path, line: StepLog) -> int:
     """Adds a line to the log, without what it does not say; returns the log's size in bytes. Raises StorageError."""
     told = {name: value for name, value in asdict(line).items() if value is not None or name == "valid_loss"}
-    make_folder(log.parent)
-    try:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
-            return file.tell()
-    except OSError as error:
-        raise storage_error(error, log) from error
+    return append_line(log, json.dumps(told))

@@ -5,13 +5,11 @@ spread over its batches. Every row is seen once an epoch. A rerun continues at t
 the same adapter, because the order of rows and the dropout are functions of seed, epoch and step alone.
 """
 
-import contextlib
 import itertools
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +35,7 @@ from mlxtune.optimizer import (
 from mlxtune.precision import parameter_count
 from mlxtune.recipe import Recipe
 from mlxtune.recompute import recomputed
-from mlxtune.rundir import RunDir, refuse_existing, staged, write_json
+from mlxtune.rundir import RunDir, cut_log, discard, refuse_existing, staged, sync_log, write_json
 from mlxtune.steplog import StepLog, Sums, append
 
 HIGH, HIGH_UPDATES = 2, 20  # a loss so many times its start, for so many updates in a row, is a divergence
@@ -176,6 +174,12 @@ class _Progress:
     log_bytes: int = 0
 
 
+def _is_ours(found: checkpoint.Checkpoint) -> bool:
+    """Whether a whole checkpoint has what a training run goes on from."""
+    names = {each.name for each in fields(_Progress)}
+    return found.state.keys() == names and {"adapters", "best", "optimizer"} <= found.arrays.keys()
+
+
 class _Training:
     """The state of a training run: network, optimizer, progress, the best adapter so far."""
 
@@ -222,10 +226,10 @@ class _Training:
         return function
 
     def _resume(self) -> None:
-        found, damaged = checkpoint.newest(self.run.checkpoints)
+        found, damaged = checkpoint.newest(self.run.checkpoints, _is_ours)
         for folder in damaged:
             self.on_warning(f"{folder} is damaged and is passed over")
-            shutil.rmtree(folder)
+            discard(folder)
         if found is not None:
             shapes = {name: value.shape for name, value in self.best.items()}
             if {name: value.shape for name, value in found.arrays["adapters"].items()} != shapes:
@@ -235,8 +239,7 @@ class _Training:
             self.best = found.arrays["best"]
             self.progress = _Progress(**found.state)
             self.resumed_at = self.progress.step
-        with contextlib.suppress(FileNotFoundError), self.run.log.open("r+b") as log:
-            log.truncate(self.progress.log_bytes)  # lines behind the checkpoint are written again
+        cut_log(self.run.log, self.progress.log_bytes)  # lines behind the checkpoint are written again
 
     def update(self, rows: list[list[int]]) -> None:
         """One optimizer update over the batches at `rows`. Raises TrainingError when it is not finite."""
@@ -355,6 +358,7 @@ class _Training:
         optimizer = dict(tree_flatten(self.optimizer.state))
         arrays = {"adapters": adapter.trained(self.net), "best": self.best, "optimizer": optimizer}
         state = checkpoint.Checkpoint(self.progress.step, asdict(self.progress), arrays)
+        sync_log(self.run.log)  # the checkpoint says how much of it there is
         return checkpoint.save(self.run.checkpoints, state, self.adapter_config)
 
     def finish(self) -> TrainResult:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import math
 import os
 import subprocess
@@ -31,6 +32,7 @@ def test_the_names_in_a_run_folder() -> None:
         "data": "runs/a/data",
         "fused": "runs/a/fused",
         "log": "runs/a/log.jsonl",
+        "loss_picture": "runs/a/loss.svg",
         "origin": "runs/a/origin.json",
         "recipe": "runs/a/recipe.yaml",
     }
@@ -378,3 +380,176 @@ def test_a_failed_stage_takes_back_the_folders_it_made(tmp_path: Path) -> None:
     with pytest.raises(KeyError), rundir.staged(tmp_path / "kept" / "new" / "deep" / "target"):
         raise KeyError
     assert [each.name for each in tmp_path.rglob("*")] == ["kept"]
+
+
+# --- what is in the way, and what the dead left
+
+
+def test_a_writer_of_mlx_that_fails_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught, rundir.staged(tmp_path / "adapter"):
+        raise RuntimeError("[write] Unable to write 8 bytes to file.")
+    assert str(caught.value).endswith(
+        "adapter: cannot be written: [write] Unable to write 8 bytes to file.; is the disk full?"
+    )
+    with pytest.raises(RuntimeError, match="shapes"), rundir.staged(tmp_path / "adapter"):
+        raise RuntimeError("[matmul] shapes")
+    assert tree(tmp_path) == {}
+
+
+def test_a_stage_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".adapter.partial-1", ".adapter.partial-2", ".other.partial-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".adapter.partial-3").symlink_to("elsewhere")
+    alive = os.open(tmp_path / ".adapter.partial-2", os.O_RDONLY)
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    with rundir.staged(tmp_path / "adapter") as scratch:
+        (scratch / "a").write_text("1")
+        with rundir.staged(tmp_path / "adapter-2"):
+            assert scratch.exists()
+    os.close(alive)
+    assert sorted(each.name for each in tmp_path.iterdir() if each.name.startswith(".")) == [
+        ".adapter.partial-2",
+        ".adapter.partial-3",
+        ".other.partial-1",
+    ]
+
+
+def test_a_scratch_name_taken_by_a_link_is_freed_and_the_link_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine")
+    (tmp_path / f".adapter.partial-{os.getpid()}").symlink_to("elsewhere")
+    with rundir.staged(tmp_path / "adapter"):
+        pass
+    assert tree(tmp_path) == {"adapter": None, "elsewhere": None, "elsewhere/mine": b"mine"}
+
+
+def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError) as caught, rundir.staged(tmp_path / "loop" / "adapter"):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == f"{tmp_path}/loop: is a file, or lies below one; choose another folder"
+
+
+def test_a_link_as_lock_or_log_is_refused_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+    for name in (".lock", "log.jsonl"):
+        (tmp_path / name).symlink_to("mine")
+    with pytest.raises(OutputError, match="symbolic link"), RunDir(tmp_path).lock():
+        pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="symbolic link"):
+        rundir.append_line(tmp_path / "log.jsonl", "{}")
+    with pytest.raises(OutputError, match="symbolic link"):
+        rundir.cut_log(tmp_path / "log.jsonl", 0)
+    assert (tmp_path / "mine").read_text() == "mine\n"
+
+
+def test_the_holder_of_the_lock_finds_a_clean_folder(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints" / ".step-0000001.partial-1"
+    left.mkdir(parents=True)
+    (left.parent / ".step-0000002.partial-1").symlink_to(left)
+    with RunDir(tmp_path).lock():
+        assert list(left.parent.iterdir()) == []
+
+
+def test_a_lock_file_that_another_process_removes_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening it and locking it, the file goes: the lock must be on the file that others will see."""
+    real, calls = fcntl.flock, 0
+
+    def flock(handle: int, how: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            (tmp_path / ".lock").unlink()
+        real(handle, how)
+
+    monkeypatch.setattr(rundir.fcntl, "flock", flock)
+    with RunDir(tmp_path).lock():
+        assert calls == 2
+        with pytest.raises(OutputError, match="another run"), RunDir(tmp_path).lock():
+            pytest.fail("the block must not run")
+
+
+def test_a_discarded_thing_is_gone_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "folder" / "inner" / "a").write_text("1")
+    (tmp_path / "file").write_text("1")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("kept")
+    for name in ("folder", "file", "link"):
+        rundir.discard(tmp_path / name)
+    assert tree(tmp_path) == {"kept": None, "kept/mine": b"mine"}
+    with pytest.raises(StorageError, match="No such file"):
+        rundir.discard(tmp_path / "file")
+
+
+def test_a_disk_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(rundir.os, "fsync", fsync)
+    rundir.sync(tmp_path)
+    (tmp_path / "a").write_text("1")
+    with pytest.raises(OSError, match="Invalid argument"):
+        rundir.sync(tmp_path / "a")
+
+
+def test_new_folders_survive_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(rundir, "sync", synced.append)
+    rundir.make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path / "a", tmp_path]
+
+
+# --- logs
+
+
+def test_lines_are_appended_and_their_size_told(tmp_path: Path) -> None:
+    log = tmp_path / "new" / "log.jsonl"
+    assert rundir.append_line(log, "ä") == 3
+    assert rundir.append_line(log, "b") == 5
+    assert log.read_text() == "ä\nb\n"
+
+
+@pytest.mark.parametrize("torn", ["x", "x" * 10_000, "\0\0\0"])
+def test_a_torn_line_goes_before_the_next(tmp_path: Path, torn: str) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("a\n" + torn)
+    assert rundir.append_line(log, "b") == 4
+    assert log.read_text() == "a\nb\n"
+    log.write_text(torn)
+    rundir.append_line(log, "b")
+    assert log.read_text() == "b\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "left"), [(0, ""), (1, ""), (2, "a\n"), (3, "a\n"), (4, "a\nb\n"), (5, "a\nb\n"), (900, "a\nb\n")]
+)
+def test_a_log_is_cut_to_whole_lines_and_never_grows(tmp_path: Path, size: int, left: str) -> None:
+    log = tmp_path / "log.jsonl"
+    rundir.cut_log(log, size)
+    assert not log.exists()
+    log.write_text("a\nb\nc")
+    rundir.cut_log(log, size)
+    assert log.read_text() == left
+
+
+def test_a_log_is_synced_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rundir.sync_log(tmp_path / "log.jsonl")
+    rundir.append_line(tmp_path / "log.jsonl", "a")
+
+    def fsync(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(rundir.os, "fsync", fsync)
+    with pytest.raises(StorageError, match="cannot be written: Input/output error"):
+        rundir.sync_log(tmp_path / "log.jsonl")
+
+
+def test_a_log_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="Is a directory"):
+        rundir.append_line(tmp_path, "a")
+    with pytest.raises(StorageError, match="Is a directory"):
+        rundir.cut_log(tmp_path, 0)
