@@ -89,7 +89,8 @@ def test_templates_may_not_reach_into_python() -> None:
         (
             {"question": "x"},
             "has the columns `question`; expected `messages`, or `conversations`, or `prompt` + `completion`, or "
-            "`instruction` + `output`, or `text`; rename its columns, or set data.prompt and data.completion in the recipe",
+            "`instruction` + `output`, or `text`; "
+            "rename its columns, or set data.prompt and data.completion in the recipe",
         ),
         ({"question": "x", "answer": "y"}, "set data.prompt to question and data.completion to answer in the recipe"),
         ({"text ": "x"}, "rename `text ` to `text`, or set data.prompt"),
