@@ -22,6 +22,7 @@ from mlxtune.errors import DataError, FuseError, InputError
 from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
 from mlxtune.model import LanguageModel
+from mlxtune.optimizer import make_optimizer
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
 from mlxtune.rundir import RunDir, make_folder, staged, write_json, write_text
@@ -76,6 +77,7 @@ def run(
     folder = RunDir(out)
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
     trackers.check(recipe.train.report_to)
+    make_optimizer(recipe.train)  # a wrong option is found first
     if recipe.train.anchor is not None:
         load.anchor_text(recipe.train.anchor)
     if files.get("all") == Path("-"):

@@ -16,7 +16,7 @@ import pytest
 
 from mlxtune import pipeline, recipe
 from mlxtune.cli import main, signals, stages
-from mlxtune.errors import DataError, FuseError, InputError, Interrupted, OutputError, TrainingError
+from mlxtune.errors import DataError, FuseError, InputError, Interrupted, OutputError, RecipeError, TrainingError
 from mlxtune.pipeline import STAGES, TRAIN_STAGES, Event
 
 WORDS = ["card", "parcel", "invoice", "voucher", "laptop", "refund", "basket", "kettle", "window", "courier", "battery"]
@@ -257,6 +257,12 @@ def test_a_wrong_anchor_is_found_first(make: Make, content: bytes | None, line: 
     with pytest.raises(DataError) as caught:
         pipeline.run(make(train__anchor="a.txt"), Path("run"))
     assert str(caught.value).startswith(line)
+    assert not Path("run").exists()
+
+
+def test_a_wrong_option_of_the_optimizer_is_found_first(make: Make) -> None:
+    with pytest.raises(RecipeError, match="adamw has no option 'foo'"):
+        pipeline.run(make(train__optimizer_options={"foo": 1}, model="absent"), Path("run"))
     assert not Path("run").exists()
 
 
