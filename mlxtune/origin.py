@@ -63,7 +63,9 @@ def refuse_other(folder: RunDir, recipe: Recipe, files: dict[str, Path]) -> None
                 where=folder.root,
                 hint="choose another --out, or remove the folder",
             )
-    elif folder.root.exists() and any(each.name != ".lock" for each in folder.root.iterdir()):
+    elif folder.root.exists() and any(
+        each.name != ".lock" and ".partial-" not in each.name for each in folder.root.iterdir()
+    ):
         raise OutputError("is not empty and holds no run", where=folder.root, hint="choose another --out")
 
 

@@ -390,6 +390,7 @@ class _Training:
             first_anchor_loss=progress.first_anchor_loss,
             anchor_loss=progress.best_anchor_loss,
         )
+        sync_log(self.run.log)  # an adapter that is there has its whole log
         with staged(self.run.adapter) as scratch:
             adapter.save(scratch, self.best, self.adapter_config)
             write_json(scratch / "training.json", asdict(result))
