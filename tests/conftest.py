@@ -1,12 +1,14 @@
 """What all tests share: OpenBLAS before mlx, the embedded model, and the shared assets where they are."""
 
 import os
+import signal
 from pathlib import Path
 
 from mlxtune import machine
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", NO_COLOR="1")
 machine.prepare()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it runs in the background
 
 import pytest  # noqa: E402
 
