@@ -2,6 +2,7 @@
 
 MlxtuneError            1   something failed
 ├── TrainingError       1   training stopped: NaN, nothing to train
+│   └── WorkerLost      1   another worker of the run has ended
 ├── FuseError           1   fusing would lose what was learned
 ├── InputError          2   bad input or usage
 │   ├── RecipeError     2   a recipe's key, type or range
@@ -40,6 +41,10 @@ class MlxtuneError(Exception):
 
 class TrainingError(MlxtuneError):
     """Training stopped before its end."""
+
+
+class WorkerLost(TrainingError):
+    """Another worker of the run has ended, or the workers do not meet."""
 
 
 class FuseError(MlxtuneError):

@@ -11,6 +11,7 @@ import numpy as np
 from mlxtune import machine
 from mlxtune.data.batches import Batch, in_order, make_batch
 from mlxtune.data.render import Sample
+from mlxtune.workers import ALONE, Workers
 
 LOGITS_BYTES = 500_000_000  # float32 logits of a batch at most; a long row may take more
 
@@ -33,14 +34,11 @@ def in_parts(batch: Batch, function: Callable[[mx.array, mx.array], Any]) -> lis
 
     The parts are computed at once, each on a stream of its own, with their share of the BLAS's threads.
     """
-    cores = machine.usable_cores()
+    cores = machine.own_cores()
     parts = min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores))
-    if parts == 1:
-        made = [function(mx.array(batch.tokens), mx.array(batch.trained))]
-        mx.eval(made)
-        return made
+    streams = _streams(parts) if parts > 1 else [mx.default_stream(mx.default_device())]
     made = []
-    for stream, rows in zip(_streams(parts), np.array_split(np.arange(len(batch.tokens)), parts), strict=True):
+    for stream, rows in zip(streams, np.array_split(np.arange(len(batch.tokens)), parts), strict=True):
         with mx.stream(stream):
             made.append(function(mx.array(batch.tokens[rows]), mx.array(batch.trained[rows])))
     with machine.blas_threads(cores // parts):
@@ -77,6 +75,7 @@ def measure(
     return nats
 
 
-def mean_nats(net: nn.Module, samples: Sequence[Sample], batch_size: int = 8) -> float:
-    """Loss over all samples in nats per supervised token: every token weighs the same."""
-    return sum(measure(net, samples, batch_size)) / max(1, sum(sample.trained_count for sample in samples))
+def mean_nats(net: nn.Module, samples: Sequence[Sample], batch_size: int = 8, workers: Workers = ALONE) -> float:
+    """Loss over all samples in nats per supervised token: every token weighs the same. Each worker does its share."""
+    (nats,) = workers.summed([sum(measure(net, workers.share(samples), batch_size))])
+    return nats / max(1, sum(sample.trained_count for sample in samples))

@@ -6,12 +6,13 @@ The only place with device-specific code. Decisions are pure functions of given 
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -117,6 +118,29 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def worker_rank(environ: Mapping[str, str]) -> int | None:
+    """The number of this process among the workers of a run, or None where it works alone."""
+    ranks = (environ.get(name) for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
+    return next((int(rank) for rank in ranks if rank), None)
+
+
+def workers_on_this_host(environ: Mapping[str, str]) -> int:
+    """How many workers share this host's cores, as far as the file tells that `mlx.launch` gives each of them."""
+    rank, hosts = worker_rank(environ), environ.get("MLX_HOSTFILE")
+    if rank is None or hosts is None:
+        return 1
+    try:
+        addresses = [each[0].rsplit(":", 1)[0] for each in json.loads(Path(hosts).read_text())]
+        return addresses.count(addresses[rank])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 1
+
+
+def own_cores() -> int:
+    """This process's share of the cores."""
+    return max(1, usable_cores() // workers_on_this_host(os.environ))
 
 
 def memory_bytes() -> int:

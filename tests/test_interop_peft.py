@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxtune import adapter, likelihood, model
+from mlxtune import adapter, gradient, model
 from mlxtune import train as trainer
 from mlxtune.data.batches import Batch, make_batch
 from mlxtune.data.render import Sample
@@ -80,12 +79,8 @@ def with_factors(lm: model.LanguageModel, lora: LoraRecipe) -> dict[str, mx.arra
 
 def gradient_of(lm: model.LanguageModel, batch: Batch) -> tuple[float, Any]:
     """Loss in nats per token and the gradient tree, by the trainer's own functions."""
-
-    def nats(tokens: mx.array, trained: mx.array) -> mx.array:
-        return likelihood.row_nats(lm.net, tokens, trained).sum()
-
-    loss, gradient, _ = trainer.token_weighted_gradient(nn.value_and_grad(lm.net, nats), [batch])
-    return loss, gradient
+    function = gradient.value_and_grad(lm.net, False)
+    return gradient.token_weighted(function, lm.net, [batch], int(batch.trained[:, 1:].sum()))
 
 
 def arrays(tensors: dict[str, mx.array]) -> dict[str, npt.NDArray[np.float32]]:

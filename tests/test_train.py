@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlxtune import adapter, checkpoint, likelihood, machine, model
+from mlxtune import adapter, checkpoint, gradient, likelihood, machine, model
 from mlxtune import train as trainer
 from mlxtune.data.batches import epoch_order, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError
 from mlxtune.noise import noisy_embeddings
 from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
-from mlxtune.train import token_weighted_gradient, train, update_order
+from mlxtune.train import train
+from mlxtune.workers import Workers
 
 
 def sample(number: int, length: int, learned: int) -> Sample:
@@ -55,12 +56,10 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def gradient_of(lm: model.LanguageModel, parts: Sequence[list[int]], pad_multiple: int = 1) -> tuple[float, Any, int]:
-    def nats(tokens: mx.array, trained: mx.array) -> mx.array:
-        return likelihood.row_nats(lm.net, tokens, trained).sum()
-
+def gradient_of(lm: model.LanguageModel, parts: Sequence[list[int]], pad_multiple: int = 1) -> tuple[float, Any]:
     batches = [make_batch(SAMPLES, part, pad_multiple) for part in parts]
-    return token_weighted_gradient(nn.value_and_grad(lm.net, nats), batches)
+    tokens = sum(SAMPLES[row].trained_count for part in parts for row in part)
+    return gradient.token_weighted(gradient.value_and_grad(lm.net, False), lm.net, batches, tokens)
 
 
 def perturbed(lm: model.LanguageModel) -> None:
@@ -80,11 +79,9 @@ def difference(one: Any, other: Any) -> float:
 def test_accumulated_gradient_is_that_of_the_one_big_batch(load: Callable[[], model.LanguageModel]) -> None:
     lm = load()
     perturbed(lm)
-    loss, whole, tokens = gradient_of(lm, [list(range(11))])
-    assert tokens == sum(each.trained_count for each in SAMPLES)
+    loss, whole = gradient_of(lm, [list(range(11))])
     for parts in ([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]], [[row] for row in range(11)], [[10], list(range(10))]):
-        part_loss, accumulated, part_tokens = gradient_of(lm, parts)
-        assert part_tokens == tokens
+        part_loss, accumulated = gradient_of(lm, parts)
         assert part_loss == pytest.approx(loss, rel=1e-5)
         assert difference(accumulated, whole) <= 1e-5
 
@@ -97,10 +94,9 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient(
     lm = load()
     perturbed(lm)
     monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 1)
-    loss, whole, _ = gradient_of(lm, [list(range(11))])
+    loss, whole = gradient_of(lm, [list(range(11))])
     monkeypatch.setattr(machine, "batch_parts", lambda device, cores: parts)
-    part_loss, split, tokens = gradient_of(lm, [list(range(11))])
-    assert tokens == sum(each.trained_count for each in SAMPLES)
+    part_loss, split = gradient_of(lm, [list(range(11))])
     assert part_loss == pytest.approx(loss, rel=1e-5)
     assert difference(split, whole) <= 1e-5
 
@@ -108,8 +104,8 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient(
 def test_padding_changes_nothing(load: Callable[[], model.LanguageModel]) -> None:
     lm = load()
     perturbed(lm)
-    loss, tight, _ = gradient_of(lm, [[0, 1, 2, 3]])
-    wide_loss, wide, _ = gradient_of(lm, [[0, 1, 2, 3]], pad_multiple=64)
+    loss, tight = gradient_of(lm, [[0, 1, 2, 3]])
+    wide_loss, wide = gradient_of(lm, [[0, 1, 2, 3]], pad_multiple=64)
     assert wide_loss == pytest.approx(loss, rel=1e-6)
     assert difference(wide, tight) <= 1e-5
 
@@ -117,25 +113,24 @@ def test_padding_changes_nothing(load: Callable[[], model.LanguageModel]) -> Non
 def test_only_supervised_tokens_count(load: Callable[[], model.LanguageModel]) -> None:
     lm = load()
     perturbed(lm)
-    loss, _, tokens = gradient_of(lm, [[2]])
+    loss, _ = gradient_of(lm, [[2]])
     batch = make_batch(SAMPLES, [2])
     logits = np.array(lm.net(mx.array(batch.tokens))).astype(np.float64)[0]
     log_probabilities = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
     log_probabilities -= logits.max(-1, keepdims=True)
     supervised = [t for t, on in enumerate(SAMPLES[2].trained) if on]
     nats = [-log_probabilities[t - 1, SAMPLES[2].tokens[t]] for t in supervised]
-    assert tokens == len(supervised)
     assert loss == pytest.approx(float(np.mean(nats)), rel=1e-5)
 
 
 def test_every_row_is_seen_once_an_epoch_and_no_update_spans_two() -> None:
     settings = recipe(batch_size=3, grad_accumulation_steps=2)
-    order = update_order(SAMPLES, settings)
+    order = gradient.update_order(SAMPLES, settings)
     epochs = [[next(order) for _ in range(2)] for _ in range(3)]  # 11 rows: 4 batches, 2 updates
     for updates in epochs:
         assert sorted(row for update in updates for batch in update for row in batch) == list(range(11))
     assert epochs[0] != epochs[1]
-    again = update_order(SAMPLES, settings)
+    again = gradient.update_order(SAMPLES, settings)
     assert [[next(again) for _ in range(2)] for _ in range(3)] == epochs
 
 
@@ -265,8 +260,8 @@ def test_a_validation_loss_that_is_not_finite_stops_with_the_best_adapter(
     real = likelihood.mean_nats
     losses: list[float] = []
 
-    def third_is_infinite(net: nn.Module, samples: Sequence[Sample], batch_size: int = 8) -> float:
-        losses.append(real(net, samples, batch_size) if len(losses) < 2 else float("inf"))
+    def third_is_infinite(net: nn.Module, samples: Sequence[Sample], batch_size: int, workers: Workers) -> float:
+        losses.append(real(net, samples, batch_size, workers) if len(losses) < 2 else float("inf"))
         return losses[-1]
 
     monkeypatch.setattr(trainer.likelihood, "mean_nats", third_is_infinite)
@@ -430,11 +425,13 @@ def test_a_loss_that_stays_far_above_its_start_is_warned_of_once(
 ) -> None:
     factors = [1.0, 3.0, 3.0, 1.0, *[3.0] * 41]  # two high ones are no divergence; the next 20 in a row are
 
-    def high(*args: Any) -> tuple[float, Any, int]:
-        loss, gradient, tokens = token_weighted_gradient(*args)
-        return 4.0 * factors.pop(0), tree_map(lambda each: each * 0, gradient), tokens
+    real = gradient.token_weighted
 
-    monkeypatch.setattr(trainer, "token_weighted_gradient", high)
+    def high(*args: Any) -> tuple[float, Any]:
+        _, found = real(*args)
+        return 4.0 * factors.pop(0), tree_map(lambda each: each * 0, found)
+
+    monkeypatch.setattr(gradient, "token_weighted", high)
     warnings: list[tuple[int, str]] = []
     train(
         load(), SAMPLES, [], recipe(iters=45), tmp_path, on_warning=lambda text: warnings.append((len(factors), text))

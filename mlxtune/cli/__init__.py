@@ -122,10 +122,17 @@ def _drop_output() -> None:
 
 
 def fail(line: str, code: int) -> None:
-    """Prints the one line of an error and exits; characters that a terminal would obey are spelt out."""
+    """Prints the one line of an error and exits; characters that a terminal would obey are spelt out.
+
+    Of several workers, each names itself, and an interruption is told by the first alone.
+    """
+    from mlxtune import machine
     from mlxtune.cli import display
 
-    shown = display.harmless(" ".join(line.split()))
+    rank = machine.worker_rank(os.environ)
+    if rank and code > 128:
+        sys.exit(code)
+    shown = (f"worker {rank}: " if rank else "") + display.harmless(" ".join(line.split()))
     click.echo(click.style("error: ", fg="red", bold=True) + shown, err=True, color=colour())
     sys.exit(code)
 

@@ -1,44 +1,53 @@
 """Shows a pipeline at work: a line a stage, live progress, signals that let training save. For `run` and `train`."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxtune import machine
 from mlxtune.cli import display, signals
 from mlxtune.errors import Interrupted
 from mlxtune.report import words
 
 if TYPE_CHECKING:
-    from mlxtune.pipeline import Event
     from mlxtune.recipe import Recipe
+    from mlxtune.stages import Event
 
 WIDTH = 15
 
 
 def run_stages(recipe: "Recipe", out: Path, stages: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Runs a recipe's stages with progress on stderr; returns the report."""
+    """Runs a recipe's stages with progress on stderr; returns the report. A worker that only helps ends in silence."""
     from mlxtune import pipeline
+    from mlxtune.stages import STAGES
 
+    helps = bool(machine.worker_rank(os.environ))
     with signals.caught() as caught:
-        shown = _Shown(caught)
+        shown = _Shown(caught, silent=helps)
         try:
-            return pipeline.run(recipe, out, stages=stages or pipeline.STAGES, on_event=shown.event, stop=caught.stop)
+            report = pipeline.run(recipe, out, stages=stages or STAGES, on_event=shown.event, stop=caught.stop)
         finally:
             shown.close()
+    if helps:
+        raise click.exceptions.Exit
+    return report
 
 
 class _Shown:
     """The progress line of the stage at work."""
 
-    def __init__(self, caught: signals.Signals):
-        self.caught = caught
+    def __init__(self, caught: signals.Signals, silent: bool = False):
+        self.caught, self.silent = caught, silent
         self.bar: display.Progress | None = None
 
     def event(self, event: "Event") -> None:
         if event.kind == "started":
             self.caught.saving = event.stage == "train"
+        elif self.silent:
+            self.caught.saving &= event.kind not in ("finished", "skipped")
         elif event.kind == "progress":
             bar = self.bar
             if bar is None or (bar.label, bar.total) != (event.stage, event.total) or event.done < bar.done:
