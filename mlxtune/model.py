@@ -57,6 +57,15 @@ def context_length(config: dict[str, Any]) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def width(config: dict[str, Any]) -> int | None:
+    """The length of the hidden states, where the config says so; that of the text model in one for more than text."""
+    for part in (config, config.get("text_config")):
+        for name in ("hidden_size", "n_embd", "d_model", "dim"):
+            if isinstance(part, dict) and type(part.get(name)) is int and part[name] > 0:
+                return int(part[name])
+    return None
+
+
 def check(path: Path) -> dict[str, Any]:
     """The config of a model folder whose files are all there and well-formed. Reads headers, no weights.
 

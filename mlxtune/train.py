@@ -20,13 +20,14 @@ from mlxtune import adapter, checkpoint, generate, gradient, likelihood, machine
 from mlxtune.data.batches import make_batch
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError, WorkerLost
-from mlxtune.model import LanguageModel
+from mlxtune.model import LanguageModel, width
 from mlxtune.noise import noisy_embeddings
 from mlxtune.optimizer import (
     clipped,
     gradient_norm,
     learning_rate,
     make_optimizer,
+    peak_rate,
     set_rate,
     total_updates,
     updates_per_epoch,
@@ -170,6 +171,7 @@ class _Training:
         self.lost: WorkerLost | None = None
         self.updates = total_updates(len(samples), recipe.train)
         self.parameters = parameter_count(lm.net)
+        self.peak = peak_rate(recipe.train, recipe.lora.method, width(lm.config))
         policy = machine.policy_here(self.parameters)
         self.pad_multiple = policy.pad_multiple
         self.optimizer = make_optimizer(recipe.train, recipe.lora.plus)
@@ -257,7 +259,7 @@ class _Training:
         norm = gradient_norm(found)
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._stop_at_nan(loss, rows)
-        self.rate = learning_rate(self.progress.step, self.updates, self.settings)
+        self.rate = learning_rate(self.progress.step, self.updates, self.settings, self.peak)
         set_rate(self.optimizer, self.rate, self.recipe.lora.plus)
         self.good = adapter.trained(self.net)  # its loss and gradient are finite
         self.optimizer.update(self.net, clipped(found, norm, self.settings.max_grad_norm))

@@ -41,7 +41,7 @@ from mlxtune import adapter, likelihood, model  # noqa: E402
 from mlxtune.data import load  # noqa: E402
 from mlxtune.data.render import Limit, Sample, render  # noqa: E402
 from mlxtune.model import LanguageModel  # noqa: E402
-from mlxtune.optimizer import DEFAULT_EPOCHS  # noqa: E402
+from mlxtune.optimizer import DEFAULT_EPOCHS, peak_rate  # noqa: E402
 from mlxtune.recipe import DataRecipe, LoraRecipe, TrainRecipe  # noqa: E402
 from mlxtune.tokenizer import inner  # noqa: E402
 
@@ -82,13 +82,17 @@ TASKS: dict[str, Callable[[Path, str], Pairs]] = {"banking77": banking77, "gsm8k
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A folder with train, valid and test.jsonl; the test rows' samples; supervised tokens of one epoch."""
+    """A folder with train, valid and test.jsonl; the test rows' samples; supervised tokens of one epoch.
+
+    `peak_rate` is mlxtune's default learning rate for the model.
+    """
 
     name: str
     folder: Path
     epochs: int
     test: list[Sample]
     epoch_tokens: int
+    peak_rate: float
 
     @property
     def tokens(self) -> int:
@@ -139,7 +143,8 @@ def prepare(name: str, data: Path, epochs: int, lm: LanguageModel, out: Path) ->
     for split, pairs in rows.items():
         (out / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     tokens = sum(sample.trained_count for sample in samples_of(out / "train.jsonl", lm))
-    return Task(name, out, epochs, samples_of(out / "test.jsonl", lm), tokens)
+    rate = peak_rate(TrainRecipe(), LoraRecipe().method, model.width(lm.config))
+    return Task(name, out, epochs, samples_of(out / "test.jsonl", lm), tokens, rate)
 
 
 def mlxtune_own(task: Task, out: Path, seed: int) -> list[object]:
@@ -180,7 +185,7 @@ def peer_as_mlxtune(task: Task, out: Path, seed: int) -> list[object]:
         "optimizer": train.optimizer,
         "optimizer_config": {train.optimizer: {"weight_decay": train.weight_decay, "bias_correction": True}},
         "lr_schedule": {
-            "name": "cosine_decay", "arguments": [train.learning_rate, iters - warmup], "warmup": warmup,
+            "name": "cosine_decay", "arguments": [task.peak_rate, iters - warmup], "warmup": warmup,
         },
     }  # fmt: skip
     out.mkdir()
@@ -239,6 +244,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each; the medians are shown")
     parser.add_argument("--epochs", type=int, default=DEFAULT_EPOCHS, help="passes over the rows")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--json", action="store_true", help="print the loss of every run")
     args = parser.parse_args()
     machine.configure()
@@ -249,7 +255,7 @@ def main() -> None:
         lm = model.load(base)
         for name in args.tasks:
             task = prepare(name, args.data, args.epochs, lm, work / name)
-            losses: dict[str, list[float]] = {each: [] for each in CONTENDERS}
+            losses: dict[str, list[float]] = {each: [] for each in args.contenders}
             for seed in range(args.seeds):
                 for each, found in losses.items():
                     started = time.perf_counter()

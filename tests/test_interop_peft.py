@@ -194,7 +194,7 @@ def test_a_step_is_that_of_peft(folder: Path, method: str, optimizer: str) -> No
         for update in range(UPDATES):
             before = arrays(adapter.trained(lm.net))
             loss, gradient = gradient_of(lm, batch)
-            set_rate(mine, learning_rate(update, UPDATES, settings), None)
+            set_rate(mine, learning_rate(update, UPDATES, settings, settings.learning_rate or 0.0), None)
             mine.update(lm.net, gradient)
             mx.eval(lm.net.trainable_parameters())
             their_optimizer.zero_grad()

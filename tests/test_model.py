@@ -322,6 +322,20 @@ def test_loading_computes_in_float32_on_a_cpu(tiny: Path, tmp_path: Path) -> Non
     assert (computing.context_length, computing.has_chat_template) == (512, True)
 
 
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        ({"hidden_size": 64, "n_embd": 1}, 64),
+        ({"n_embd": 768}, 768),
+        ({"text_config": {"hidden_size": 2560}, "vision_config": {"hidden_size": 1}}, 2560),
+        ({"hidden_size": "64"}, None),
+        ({}, None),
+    ],
+)
+def test_the_width_of_a_model(config: dict[str, Any], width: int | None) -> None:
+    assert model.width(config) == width
+
+
 def save(lm: model.LanguageModel, folder: Path) -> None:
     folder.mkdir()
     model.save(folder, lm.net, lm.config, lm.path)

@@ -14,6 +14,7 @@ from mlxtune.optimizer import (
     gradient_norm,
     learning_rate,
     make_optimizer,
+    peak_rate,
     set_rate,
     total_updates,
     updates_per_epoch,
@@ -32,8 +33,8 @@ def test_updates_count_partial_batches_and_accumulation() -> None:
 
 
 def test_learning_rate_warms_up_and_then_follows_the_cosine() -> None:
-    train = TrainRecipe(learning_rate=1.0, warmup=4, schedule="cosine")
-    rates = [learning_rate(update, 12, train) for update in range(12)]
+    train = TrainRecipe(warmup=4, schedule="cosine")
+    rates = [learning_rate(update, 12, train, 1.0) for update in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[8] == pytest.approx(0.5)  # half of the eight updates behind the warm-up
@@ -42,10 +43,18 @@ def test_learning_rate_warms_up_and_then_follows_the_cosine() -> None:
 
 
 def test_learning_rate_linear_constant_and_a_share_as_warm_up() -> None:
-    linear = TrainRecipe(learning_rate=2.0, warmup=0, schedule="linear")
-    assert [learning_rate(update, 4, linear) for update in range(4)] == [2.0, 1.5, 1.0, 0.5]
-    constant = TrainRecipe(learning_rate=2.0, warmup=0.5, schedule="constant")
-    assert [learning_rate(update, 4, constant) for update in range(4)] == [1.0, 2.0, 2.0, 2.0]
+    linear = TrainRecipe(warmup=0, schedule="linear")
+    assert [learning_rate(update, 4, linear, 2.0) for update in range(4)] == [2.0, 1.5, 1.0, 0.5]
+    constant = TrainRecipe(warmup=0.5, schedule="constant")
+    assert [learning_rate(update, 4, constant, 2.0) for update in range(4)] == [1.0, 2.0, 2.0, 2.0]
+
+
+def test_the_peak_rate_follows_the_width_unless_it_is_given() -> None:
+    assert peak_rate(TrainRecipe(learning_rate=0.5), "lora", 64) == 0.5
+    assert peak_rate(TrainRecipe(), "lora", 2048) == peak_rate(TrainRecipe(), "dora", 8192) == 2e-4
+    assert peak_rate(TrainRecipe(), "lora", 512) == pytest.approx(4e-4)  # a quarter of the width
+    assert peak_rate(TrainRecipe(), "full", 512) == pytest.approx(4e-5)
+    assert peak_rate(TrainRecipe(), "lora", None) == 2e-4  # a config that doesn't say
 
 
 def test_clipping_keeps_the_direction_and_limits_the_norm() -> None:

@@ -89,7 +89,9 @@ class TrainRecipe:
     epochs: float | None = setting(None, "passes over the rows; null: 3 unless iters is set", above=0, flag="--epochs")
     batch_size: int = setting(8, "rows a batch", low=1, flag="--batch-size")
     grad_accumulation_steps: int = setting(1, "batches an optimizer update", low=1, flag="--grad-accumulation-steps")
-    learning_rate: float = setting(2e-4, "peak learning rate", above=0, flag="--learning-rate")
+    learning_rate: float | None = setting(
+        None, "peak learning rate; null: 2e-4, more for narrow models, less for full", above=0, flag="--learning-rate"
+    )
     schedule: str = setting("cosine", "course after the warm-up", choices=("cosine", "linear", "constant"))
     warmup: float = setting(0.05, "warm-up: a share of the updates below 1, else a number of updates", low=0)
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS, flag="--optimizer")
