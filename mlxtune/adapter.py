@@ -23,6 +23,7 @@ from mlxtune.borrow import (
     linear_to_lora_layers,
 )
 from mlxtune.errors import ModelError, RecipeError
+from mlxtune.lora import use_own
 from mlxtune.model import LanguageModel, fingerprint
 from mlxtune.recipe import LoraRecipe
 from mlxtune.rundir import read_json
@@ -90,6 +91,7 @@ def _add(net: nn.Module, blocks: int, parameters: dict[str, Any], *, dora: bool)
     """Adds adapters to the last `blocks` blocks. Raises ValueError for a layer that cannot carry one."""
     if not dora:
         linear_to_lora_layers(net, blocks, parameters)
+        use_own(net)
         return
     for block in net.layers[-max(blocks, 0) :]:
         made = [

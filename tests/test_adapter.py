@@ -152,7 +152,7 @@ def test_round_trip_here_and_in_plain_mlx_lm(tiny: Path, tmp_path: Path, lora: L
     assert all(np.array_equal(loaded[name], each) for name, each in tensors.items())
 
     plain, _ = mlx_lm.load(str(tiny), adapter_path=str(tmp_path / "adapter"))
-    np.testing.assert_array_equal(logits(plain), tuned)  # the base is float32, so the arithmetic is the same
+    np.testing.assert_allclose(logits(plain), tuned, atol=5e-5)
 
 
 def test_a_loaded_adapter_does_not_drop_out(saved: Path, tiny: Path) -> None:
@@ -352,7 +352,7 @@ def test_an_adapter_that_does_not_fit_is_refused(saved: Path, stories: Path) -> 
 def test_an_adapter_on_an_adapter_is_refused(saved: Path, tiny: Path) -> None:
     lm = model.load(tiny)
     adapter.load(lm, saved)
-    with pytest.raises(ModelError, match="does not fit .*Can't convert layer of type LoRALinear"):
+    with pytest.raises(ModelError, match="does not fit .*Can't convert layer of type CastLoRALinear"):
         adapter.load(lm, saved)
 
 
