@@ -3,20 +3,19 @@
 A canonical file that is converted again gives the same bytes. Knows rows and formats, not where rows come from.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxtune.data import columns
-from mlxtune.data.files import Row
-from mlxtune.data.formats import Chat, Completion, Example, format_of, to_value
+from mlxtune.data.files import Row, check_target, jsonl
+from mlxtune.data.formats import Chat, Completion, Example, as_chat, format_of, to_value
 from mlxtune.data.load import as_examples
 from mlxtune.data.messages import unknown
 from mlxtune.errors import DataError
 from mlxtune.recipe import DataRecipe
-from mlxtune.rundir import refuse_existing, staged, write_text
+from mlxtune.rundir import staged, write_text
 
 Source = Callable[[], list[Row]]
 
@@ -39,10 +38,11 @@ def convert(
 ) -> list[Converted]:
     """Writes the rows of each split: `all` to the file `out`, else a file a split into the folder `out`.
 
-    All or nothing: raises DataError for a malformed row, OutputError where `out` exists, and then leaves no file.
+    All or nothing: raises DataError for a malformed row, OutputError as `check_target`, and then leaves no file.
     """
-    if list(sources) == ["all"]:
-        refuse_existing(out, "OUT")
+    is_file = list(sources) == ["all"]
+    check_target(out, "OUT", folder=not is_file)
+    if is_file:
         text, rows, left_out = _lines("all", sources["all"](), data, on_row)
         write_text(out, text)
         return [Converted("all", out, rows, left_out)]
@@ -61,16 +61,20 @@ def _lines(
 ) -> tuple[str, int, int]:
     """The text of a split's file, its rows, and how many were left out."""
     examples = as_examples(rows, data)
-    lines = []
+    values = []
     for done, (row, example) in enumerate(examples, start=1):
-        lines.append(json.dumps(canonical(row, example, data), ensure_ascii=False, allow_nan=False) + "\n")
+        values.append(canonical(row, example, data))
         on_row(split, done, len(examples))
-    return "".join(lines), len(examples), len(rows) - len(examples)
+    return jsonl(values), len(examples), len(rows) - len(examples)
 
 
 def canonical(row: Row, example: Example, data: DataRecipe) -> dict[str, Any]:
     """The canonical value of a row that was read as `example`. Raises DataError for a column that is in its way."""
-    value = to_value(_with_unknown(row, example) if isinstance(example, Chat) else _as_chat(example))
+    if isinstance(example, Chat):
+        example = _with_unknown(row, example)
+    elif isinstance(example, Completion):
+        example = as_chat(example)
+    value = to_value(example)
     read = _read_columns(row, data)
     others = {name: each for name, each in row.value.items() if name not in read}
     for name in ("messages", "tools") if "messages" in value else ():
@@ -78,12 +82,6 @@ def canonical(row: Row, example: Example, data: DataRecipe) -> dict[str, Any]:
             what = f"has a column `{name}`, which is not read here and would be afterwards"
             raise DataError(what, where=row.where, hint="rename or delete it")
     return {**value, **others}
-
-
-def _as_chat(example: Example) -> Example:
-    if not isinstance(example, Completion):
-        return example
-    return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
 
 
 def _with_unknown(row: Row, example: Chat) -> Chat:

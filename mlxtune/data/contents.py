@@ -71,8 +71,7 @@ def read(path: Path) -> Contents:
     try:
         data = path.read_bytes()
     except OSError as error:
-        hint = "check its name and that you may read it"
-        raise DataError(f"cannot be read: {error.strerror}", where=name, hint=hint) from None
+        raise unreadable(name, error) from None
     limit = limit_of(len(data))
     if lower.endswith(".gz"):
         if data and not data.startswith(GZIP):
@@ -81,6 +80,11 @@ def read(path: Path) -> Contents:
         data = unpack(name, data, limit)
     _check_kind(name, kind, data)
     return Contents(name, kind, data, limit)
+
+
+def unreadable(where: str | Path, error: OSError) -> DataError:
+    """The error for a file or folder that the system does not let us read."""
+    return DataError(f"cannot be read: {error.strerror}", where=where, hint="check its name and that you may read it")
 
 
 def _of_stdin() -> Contents:

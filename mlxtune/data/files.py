@@ -1,26 +1,26 @@
-"""Files of examples -> rows that know where they come from. Knows file formats, not what a row means."""
+"""Files of examples -> rows that know where they come from, and back. Knows file formats, not what a row means."""
 
 import codecs
 import csv
 import io
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mlxtune.data import parquet
-from mlxtune.data.contents import STDIN, SUFFIXES, Contents, read
-from mlxtune.errors import DataError
+from mlxtune.data import json_text, parquet
+from mlxtune.data.contents import STDIN, SUFFIXES, Contents, read, unreadable
+from mlxtune.errors import DataError, OutputError
+from mlxtune.rundir import refuse_existing
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(/[\w.-]+)?(:[\w.-]+)?")
+EMBEDDED = Path(str(resources.files("mlxtune") / "assets" / "tickets.jsonl"))
 LONGEST_ROW = 16 << 20  # bytes of a line of JSONL, characters of a column of CSV
-DEEPEST = 100  # lists and objects inside each other
 
 Found = Iterator["Row | DataError"]
 
@@ -43,11 +43,17 @@ def resolve(name: str) -> Path:
 
     Raises DataError if there is no such path.
     """
-    path = Path(name).expanduser()
-    if path == STDIN or path.exists():
-        return path
-    if name == "tickets":
-        return Path(str(resources.files("mlxtune") / "assets" / "tickets.jsonl"))
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # `~` and a user whom this machine does not know
+        path = Path(name)
+    try:
+        if path == STDIN or path.exists():
+            return path
+    except OSError as error:
+        raise unreadable(name, error) from None
+    if name == EMBEDDED.stem:
+        return EMBEDDED
     hint = "give a JSONL, JSON or CSV file, a Parquet file, a gzip of one, or a folder of splits"
     if is_hub_name(name):
         hint = f"check its name; a data set of the hub is fetched first, by `mlxtune data convert {name} FOLDER`"
@@ -64,7 +70,10 @@ def split_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
         paths = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
-        present = [path for path in paths if path.is_file()]
+        try:
+            present = [path for path in paths if path.is_file()]
+        except OSError as error:
+            raise unreadable(folder, error) from None
         if len(present) > 1:
             names_found = " and ".join(path.name for path in present)
             raise DataError(f"has {names_found} for the {split} split", where=folder, hint="keep one of them")
@@ -107,6 +116,24 @@ def scan_rows(path: Path) -> tuple[list[Row], list[DataError]]:
     return rows, mistakes
 
 
+def jsonl(values: Iterable[dict[str, Any]]) -> str:
+    """Values of rows as the text of a JSONL file, which `read_rows` reads as the same values."""
+    return "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+
+
+def check_target(out: Path, flag: str, *, folder: bool) -> None:
+    """Refuses a target for JSONL, or for a folder of it, that exists or whose name says something else.
+
+    `flag` is what the user gave it by. Raises OutputError.
+    """
+    refuse_existing(out, flag)
+    is_jsonl = out.suffix.lower() == ".jsonl"
+    if not folder and not is_jsonl:
+        raise OutputError("one file of rows is written as JSONL", where=out, hint="let OUT end in .jsonl")
+    if folder and is_jsonl:
+        raise OutputError("several splits are written as a folder", where=out, hint="let OUT not end in .jsonl")
+
+
 def _text(contents: Contents) -> str:
     try:
         return contents.data.decode("utf-8-sig")
@@ -130,61 +157,12 @@ def _row(file: str, number: int, line: bytes) -> Row | DataError:
         return DataError(what, where=where, hint="write one JSON object a line, and long texts in parts")
     try:
         text = line.decode().rstrip("\r\n")
-        value = _loads(text)
+        value = json_text.loads(text)
     except UnicodeDecodeError:
         return DataError("is not UTF-8", where=where, hint="save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        return DataError(f"not valid JSON: {_reason(error)}", where=where, hint="write one JSON object a line")
+        return DataError(f"not valid JSON: {json_text.reason(error)}", where=where, hint="write one JSON object a line")
     return _object(file, number, value, escaped="\\u" in text)
-
-
-def _reason(error: ValueError | RecursionError) -> str:
-    """Why JSON cannot be read, in a few words."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    if isinstance(error, RecursionError):
-        return f"lists and objects more than {DEEPEST} deep"
-    return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return number
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice[:40]!r} comes twice in one object")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats)
-
-
-def _loads(text: str) -> object:
-    """A JSON value. Raises ValueError or RecursionError, also for what Python reads but JSON does not have."""
-    value: object = _DECODER.decode(text)
-    if text.count("[") + text.count("{") > DEEPEST:
-        _check_depth(value)
-    return value
-
-
-def _check_depth(value: object) -> None:
-    level = [value]
-    for _ in range(DEEPEST):
-        inner = [each for each in level if isinstance(each, list | dict)]
-        level = [item for each in inner for item in (each.values() if isinstance(each, dict) else each)]
-        if not level:
-            return
-    raise RecursionError
 
 
 def _object(file: str, number: int, value: object, *, escaped: bool) -> Row | DataError:
@@ -192,12 +170,9 @@ def _object(file: str, number: int, value: object, *, escaped: bool) -> Row | Da
     where = f"{file}:{number}"
     if not isinstance(value, dict):
         return DataError(f"is a JSON {_json_type(value)}, not an object", where=where, hint='write {"prompt": …}')
-    if escaped:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            what = r"has half a character, such as \ud83d without its second half"
-            return DataError(what, where=where, hint="cut texts between characters")
+    if escaped and json_text.has_half_character(value):
+        what = r"has half a character, such as \ud83d without its second half"
+        return DataError(what, where=where, hint="cut texts between characters")
     return Row(file, number, value)
 
 
@@ -212,10 +187,10 @@ def _json(contents: Contents) -> Found:
     if not text.strip():
         return
     try:
-        value = _loads(text)
+        value = json_text.loads(text)
     except (ValueError, RecursionError) as error:
         where = f"{contents.name}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else contents.name
-        yield DataError(f"not valid JSON: {_reason(error)}", where=where, hint=hint)
+        yield DataError(f"not valid JSON: {json_text.reason(error)}", where=where, hint=hint)
         return
     if not isinstance(value, list):
         yield DataError(f"is a JSON {_json_type(value)}, not a list", where=contents.name, hint=hint)
@@ -244,8 +219,9 @@ def _csv(contents: Contents) -> Found:
                     yield mistake
                     return
             elif len(cells) != len(columns):
-                plural = "" if len(columns) == 1 else "s"
-                yield DataError(f"does not have {len(columns)} column{plural}", where=where, hint=check)
+                plural = "" if len(cells) == 1 else "s"
+                what = f"has {len(cells)} column{plural}, not the {len(columns)} of the header"
+                yield DataError(what, where=where, hint=check)
             else:
                 yield Row(file, line, dict(zip(columns, cells, strict=True)))
     except csv.Error as error:

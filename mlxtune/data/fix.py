@@ -13,11 +13,12 @@ from typing import Any
 from mlxtune.data.audit.entries import Entry, Table, entries_of
 from mlxtune.data.audit.findings import quoted
 from mlxtune.data.audit.labels import twins
+from mlxtune.data.files import check_target, jsonl
 from mlxtune.data.formats import Chat, Completion, Example, answer_text, last_learned, to_value
 from mlxtune.data.labels import label_span
 from mlxtune.data.similar import normalise
-from mlxtune.errors import DataError, OutputError
-from mlxtune.rundir import refuse_existing, staged, write_text
+from mlxtune.errors import DataError
+from mlxtune.rundir import staged, write_text
 
 Redact = Callable[[Example], tuple[Example, dict[str, str]]]
 
@@ -78,13 +79,14 @@ def fix(table: Table, group_by: str | None = None, redact: Redact | None = None)
 
 def write(fixed: Fixed, out: Path) -> list[Path]:
     """Writes the copy: one file, or a folder of splits. All of it or nothing. Raises OutputError or StorageError."""
-    if set(fixed.rows) == {"all"}:
-        check_target(out, folder=False)
-        write_text(out, _lines(fixed.rows["all"]))
+    is_file = list(fixed.rows) == ["all"]
+    check_target(out, "--fix", folder=not is_file)
+    if is_file:
+        write_text(out, jsonl(fixed.rows["all"]))
         return [out]
     with staged(out) as scratch:
         for split, rows in fixed.rows.items():
-            write_text(scratch / f"{split}.jsonl", _lines(rows))
+            write_text(scratch / f"{split}.jsonl", jsonl(rows))
     return [out / f"{split}.jsonl" for split in fixed.rows]
 
 
@@ -92,17 +94,6 @@ def redact_map(fixed: Fixed, out: Path) -> dict[str, dict[str, str]]:
     """Placeholder -> original by row of the copy in `out`, `file:line`."""
     file = {split: out if split == "all" else out / f"{split}.jsonl" for split in fixed.rows}
     return {f"{file[split]}:{line}": originals for (split, line), originals in fixed.redacted.items()}
-
-
-def check_target(out: Path, *, folder: bool) -> None:
-    """Refuses a target that exists, or a file that is not named as the JSONL it will be. Raises OutputError."""
-    refuse_existing(out, "--fix")
-    if not folder and out.suffix.lower() != ".jsonl":
-        raise OutputError("is no name for JSONL", where=out, hint=f"write to {out.with_suffix('.jsonl').name}")
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _change(what: str, entries: Sequence[Entry], places: int) -> Change:
@@ -122,14 +113,14 @@ def _respelt(table: Table) -> tuple[list[Entry], list[Change]]:
     examples: list[Example] = []
     changed: dict[str, list[Entry]] = defaultdict(list)
     for entry in table.entries:
-        answer = entry.answer or ""
-        span = label_span(answer, table.pattern) if entry.label is not None else None
-        written = answer[slice(*span)] if span is not None else None
-        if span is None or written not in usual:
+        span = label_span(entry.answer or "", table.pattern) if entry.label is not None else None
+        said = _said(entry.example)
+        written = said[slice(*span)] if span is not None and span[1] <= len(said) else None
+        if span is None or written is None or written not in usual:
             examples.append(entry.example)
             continue
         changed[written].append(entry)
-        examples.append(_with_answer(entry.example, answer[: span[0]] + usual[written] + answer[span[1] :]))
+        examples.append(_with_answer(entry.example, said[: span[0]] + usual[written] + said[span[1] :]))
     found = [(e.split, e.row, example) for e, example in zip(table.entries, examples, strict=True)]
     what = "label respelt: {} → {}"
     changes = [
@@ -139,8 +130,16 @@ def _respelt(table: Table) -> tuple[list[Entry], list[Change]]:
     return entries_of(found, table.pattern), changes
 
 
+def _said(example: Example) -> str:
+    """The text of the last answer without its tool calls, with which `answer_text` begins."""
+    if isinstance(example, Chat):
+        content: str = example.messages[last_learned(example)]["content"]
+        return content
+    return example.completion if isinstance(example, Completion) else ""
+
+
 def _with_answer(example: Example, answer: str) -> Example:
-    """An example with another last answer."""
+    """An example whose last answer says something else."""
     if isinstance(example, Chat):
         place = last_learned(example)
         messages = [*example.messages[:place], {**example.messages[place], "content": answer}]
@@ -176,10 +175,14 @@ def _redacted(
 
 
 def _groups(entries: Sequence[Entry], column: str | None, *, hide: bool) -> dict[int, dict[str, Any]]:
-    """The column that a later split groups by, by row; `hide` puts numbers for its values, which may be names."""
+    """The column that a later split groups by, by row, unless the row's own value has it, as it may be the prompt.
+
+    `hide` puts numbers for its values, which may be names.
+    """
     if column is None:
         return {}
-    values = {entry.place: entry.row.value[column] for entry in entries if column in entry.row.value}
+    having = [entry for entry in entries if column in entry.row.value and column not in to_value(entry.example)]
+    values = {entry.place: entry.row.value[column] for entry in having}
     if not hide:
         return {place: {column: value} for place, value in values.items()}
     numbers: dict[str, int] = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MARK = b"PAR1"
-DEEPEST = 16  # structs inside each other; a footer has five
+DEEPEST = 16  # structs and lists inside each other; a footer has ten
 TRUE, FALSE, BYTE, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = 1, 2, 3, 7, 8, 9, 10, 11, 12, 13
 WHOLE_NUMBERS = (4, 5, 6)  # of 16, 32 and 64 bits
 BYTE_ARRAY, FIXED_LENGTH = 6, 7  # types of a column
@@ -45,7 +45,7 @@ def read_footer(data: bytes) -> Footer:
     try:
         found = _Reader(data[-8 - size : -8]).struct(0)
         longest = max([0, *(each.get(2, 0) for each in found[2])])
-        return Footer(int(found[3]), tuple(_chunks(found.get(4, ()), longest)))
+        return Footer(max(0, int(found[3])), tuple(_chunks(found.get(4, ()), longest)))
     except (LookupError, TypeError, AttributeError, ValueError, struct.error):
         raise ValueError("its footer cannot be read") from None
 
@@ -72,8 +72,6 @@ class _Reader:
         self.place = 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        if depth > DEEPEST:
-            raise ValueError
         found: dict[int, Any] = {}
         number = 0
         while (head := self.byte()) != 0:
@@ -83,6 +81,8 @@ class _Reader:
         return found
 
     def value(self, kind: int, depth: int) -> Any:
+        if depth > DEEPEST:
+            raise ValueError
         if kind in WHOLE_NUMBERS:
             return self.whole()
         if kind in (TRUE, FALSE, BYTE):  # a truth value inside a list takes a byte

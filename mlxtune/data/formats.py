@@ -121,7 +121,7 @@ def _nearest(row: Row) -> str:
 
 
 def kept(row: Row, data: DataRecipe) -> bool:
-    """Whether `data.keep` keeps a row; it keeps canonical ones. Raises DataError if a column it names is missing."""
+    """Whether `data.keep` keeps a row. Raises DataError if a column that it names is missing."""
     for column, values in data.keep.items():
         if column not in row.value:
             what = f"has no column `{column}`, which data.keep names"
@@ -138,6 +138,11 @@ def to_value(example: Example) -> dict[str, Any]:
     if isinstance(example, Completion):
         return {"prompt": example.prompt, "completion": example.completion}
     return {"text": example.text}
+
+
+def as_chat(example: Completion) -> Chat:
+    """A prompt and its answer as the conversation that a chat template is given."""
+    return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
 
 
 def is_learned(message: dict[str, Any]) -> bool:

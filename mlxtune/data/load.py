@@ -1,11 +1,10 @@
 """The data of a recipe -> rows and examples by split. Knows files, formats and the split, not tokens."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlxtune.data.files import SPLIT_NAMES, Row, first_of, read_rows, resolve, split_files
+from mlxtune.data.files import SPLIT_NAMES, Row, first_of, jsonl, read_rows, resolve, split_files
 from mlxtune.data.formats import Example, kept, reader, to_value
 from mlxtune.data.split import split
 from mlxtune.errors import DataError, RecipeError
@@ -39,21 +38,33 @@ def as_examples(rows: Sequence[Row], data: DataRecipe) -> Rows:
 
     Raises DataError for the first malformed row, saying how many more there are, and if no row is left.
     """
-    found = [row for row in rows if kept(row, data)]
-    if not found:
+    examples, mistakes = scan_examples(rows, data)
+    if mistakes:
+        raise first_of(mistakes)
+    if not examples:
         where = rows[0].file if rows else data.path
         raise DataError("has no row that data.keep keeps", where=where, hint="check its columns and values")
-    read = reader(found, data)
+    return examples
+
+
+def scan_examples(rows: Sequence[Row], data: DataRecipe) -> tuple[Rows, list[DataError]]:
+    """Those of a file's rows that `data.keep` keeps, each with its example, and all its malformed rows."""
+    wanted: list[Row] = []
     examples: Rows = []
     mistakes: list[DataError] = []
-    for row in found:
+    for row in rows:
+        try:
+            if kept(row, data):
+                wanted.append(row)
+        except DataError as error:
+            mistakes.append(error)
+    read = reader(wanted, data)
+    for row in wanted:
         try:
             examples.append((row, read(row)))
         except DataError as error:
             mistakes.append(error)
-    if mistakes:
-        raise first_of(mistakes)
-    return examples
+    return examples, mistakes
 
 
 def load_splits(data: DataRecipe, seed: int, label: str | None) -> dict[str, Rows]:
@@ -70,10 +81,9 @@ def load_splits(data: DataRecipe, seed: int, label: str | None) -> dict[str, Row
     return {name: found.get(name) or parts.get(name, []) for name in SPLIT_NAMES}
 
 
-def write_rows(path: Path, rows: Sequence[tuple[Row, Example]]) -> None:
+def write_rows(path: Path, rows: Rows) -> None:
     """Writes canonical rows as JSONL: use it inside `rundir.staged`."""
-    lines = (json.dumps(to_value(example), ensure_ascii=False) for _, example in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text(jsonl(to_value(example) for _, example in rows), encoding="utf-8")
 
 
 def read_split(folder: Path, name: str) -> Rows:
@@ -86,13 +96,13 @@ def read_split(folder: Path, name: str) -> Rows:
 
 def anchor_text(name: str) -> str:
     """The text of a file that must not be forgotten. Raises DataError."""
-    path = Path(name).expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = Path(name).expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError("is not UTF-8", where=name, hint="save the text as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=name, hint="give a text file") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: `~` and a user whom this machine does not know
+        what = f"cannot be read: {getattr(error, 'strerror', error)}"
+        raise DataError(what, where=name, hint="give a text file") from None
     if not text.strip():
         raise DataError("has no text", where=name, hint="give some pages of what the model must not forget")
     return text

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from mlxtune.data import json_text
 from mlxtune.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -176,13 +177,14 @@ def _call(where: str, at: str, call: object) -> dict[str, Any]:
 
 
 def _from_json(value: object) -> object:
-    """What a JSON text holds, None for an empty one; the value itself where it is no JSON text."""
+    """What a JSON text holds, None for an empty one; the value itself where it is no JSON text that a file may hold."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
+        found = json_text.loads(value) if value.strip() else None
     except (ValueError, RecursionError):
         return value
+    return value if "\\u" in value and json_text.has_half_character(found) else found
 
 
 def _spoken(where: str, at: str, item: object) -> dict[str, Any]:

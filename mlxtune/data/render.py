@@ -5,18 +5,19 @@ token behind it. Answers that the text of the whole conversation has as a model 
 sample; each other one gets a sample of its own, which ends with it. A row for which this cannot be shown is refused.
 """
 
-import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxtune.data.files import Row, first_of
-from mlxtune.data.formats import Chat, Completion, Example, Text, is_learned
+from mlxtune.data.formats import Chat, Completion, Example, Text, as_chat, is_learned
 from mlxtune.data.turns import Turn, find_turn, learned_turns, whole_text
 from mlxtune.errors import DataError, ModelError
 from mlxtune.recipe import DataRecipe
 
 RECIPE_LIMIT = "train.max_seq_length"
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,14 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What turns texts into tokens: the tokenizer, the texts of its control tokens, and the tokens that end a turn."""
+    """What turns texts into tokens: the tokenizer, the texts of its control tokens, and the tokens that end a turn.
+
+    `control` finds any of these texts: a tokenizer can have hundreds, and every text of every row is searched.
+    """
 
     tokenizer: Any
     controls: list[str]
+    control: re.Pattern[str]
     closing: set[int]
 
 
@@ -101,7 +106,9 @@ def render(
     where that is an error; ModelError for a tokenizer that does not say where its tokens stand in the text.
     """
     added = {token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    reader = _Reader(tokenizer, list(added.values()), {*ends, *added, *tokenizer.all_special_ids})
+    controls = list(added.values())
+    control = re.compile("|".join(map(re.escape, controls)) or "(?!)")
+    reader = _Reader(tokenizer, controls, control, {*ends, *added, *tokenizer.all_special_ids})
     unreadable = [error for row, example in rows if (error := _unreadable(row.where, example, reader)) is not None]
     if unreadable:
         raise first_of(unreadable)
@@ -110,7 +117,7 @@ def render(
     for done, (row, example) in enumerate(rows, start=1):
         samples = _samples(row.where, example, reader, data)
         if data.too_long == "truncate" and any(len(each.tokens) > limit.tokens for each in samples):
-            samples = _cut(row.where, example, reader, data, limit.tokens)
+            samples = _cut(samples, row.where, example, reader, data, limit.tokens)
         for sample in samples:
             if not any(sample.trained[1:]):
                 found.empty.append(sample.where)
@@ -137,12 +144,12 @@ def render(
 def _unreadable(where: str, example: Example, reader: _Reader) -> DataError | None:
     """What keeps a row's texts from being read as they stand."""
     texts = list(_texts(example))
-    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+    if any(_HALF_CHARACTER.search(text) for text in texts):
         return DataError("holds half a character (a lone surrogate)", where=where, hint="delete it")
-    for text, control in itertools.product(texts, reader.controls):
-        if control in text:
-            what = f"holds the text {control!r}, which this tokenizer reads as a control token"
-            return DataError(what, where=where, hint="delete it")
+    control = next((found[0] for text in texts if (found := reader.control.search(text))), None)
+    if control is not None:
+        what = f"holds the text {control!r}, which this tokenizer reads as a control token"
+        return DataError(what, where=where, hint="delete it")
     return None
 
 
@@ -170,7 +177,7 @@ def _samples(where: str, example: Example, reader: _Reader, data: DataRecipe, ap
     if isinstance(example, Text):
         tokens = [*_plain(reader.tokenizer, example.text), _end_of_text(where, reader.tokenizer)]
         return [Sample(where, tokens, [False] + [True] * (len(tokens) - 1), 0, None)]
-    chat = example if isinstance(example, Chat) else _as_chat(example)
+    chat = example if isinstance(example, Chat) else as_chat(example)
     tokenizer = reader.tokenizer
     if tokenizer.chat_template is None:
         raise DataError(
@@ -184,10 +191,6 @@ def _samples(where: str, example: Example, reader: _Reader, data: DataRecipe, ap
     if not data.mask_prompt:
         return [_unmasked(where, chat, numbers, reader)]
     return _masked(where, chat, numbers, reader, apart)
-
-
-def _as_chat(example: Completion) -> Chat:
-    return Chat([{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}])
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:
@@ -322,13 +325,14 @@ def _end_of_turn(where: str, at: str, encoded: _Encoded, stop: int, closing: set
     )
 
 
-def _cut(where: str, example: Example, reader: _Reader, data: DataRecipe, limit: int) -> list[Sample]:
+def _cut(
+    samples: list[Sample], where: str, example: Example, reader: _Reader, data: DataRecipe, limit: int
+) -> list[Sample]:
     """The samples of an example, shortened to `limit` tokens where that takes nothing from an answer.
 
     A plain text is cut into several samples, each of which begins with the last token of the one before. Of a
     conversation the left of the prompt goes; where answers are in the way, each gets a sample of its own.
     """
-    samples = _samples(where, example, reader, data)
     if isinstance(example, Text):
         return [piece for sample in samples for piece in _pieces(sample, limit)]
     begin = reader.tokenizer.bos_token_id

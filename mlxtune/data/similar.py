@@ -16,7 +16,7 @@ import re
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from os.path import commonprefix
@@ -167,12 +167,6 @@ def near_pairs(texts: Sequence[str], threshold: float = THRESHOLD) -> list[Pair]
     return sorted(alike.pairs + same, key=lambda pair: (pair.first, pair.second))
 
 
-def groups(texts: Sequence[str], threshold: float = THRESHOLD) -> list[int]:
-    """The group of each text: equal and near texts are together, and so are their neighbours' neighbours."""
-    alike = neighbours(texts, threshold)
-    return connected(len(texts), [*enumerate(alike.first), *((pair.first, pair.second) for pair in alike.pairs)])
-
-
 def neighbours(texts: Sequence[str], threshold: float = THRESHOLD) -> Alike:
     """Which texts are equal, or have at least this similarity (above 0)."""
     places: dict[str, int] = {}
@@ -255,19 +249,3 @@ def _count(mine: NDArray[np.bool_], members: Numbers, starts: Integers, sizes: I
     ends = np.cumsum(sizes)
     places = np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1])
     return np.add.reduceat(mine[members[places]], ends - sizes, dtype=np.int64)
-
-
-def connected(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """The group of each of `count` things when linked things belong together; a group is named by its first member."""
-    parent = list(range(count))
-
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    for a, b in links:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-    return [root(place) for place in range(count)]

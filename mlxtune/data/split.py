@@ -8,8 +8,10 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
-from mlxtune.data.files import Row
+from mlxtune.data.columns import named
+from mlxtune.data.files import Row, jsonl
 from mlxtune.data.formats import Example, answer_text, prompt_text
 from mlxtune.data.labels import label_in
 from mlxtune.data.similar import Alike, neighbours
@@ -73,6 +75,14 @@ def assign(
     return sides
 
 
+def write(folder: Path, rows: Pairs, sides: Sequence[str | None]) -> None:
+    """Writes each part that has rows as JSONL, the rows as they were read: use it inside `rundir.staged`."""
+    for name in PARTS:
+        values = [row.value for (row, _), side in zip(rows, sides, strict=True) if side == name]
+        if values:
+            (folder / f"{name}.jsonl").write_text(jsonl(values), encoding="utf-8")
+
+
 def compared(rows: Pairs) -> list[str]:
     """What is compared of each row: its prompt; of a row that asks nothing, what it says."""
     return [prompt_text(example).strip() or answer_text(example) or "" for _, example in rows]
@@ -123,7 +133,8 @@ def _keys(rows: Pairs, column: str | None) -> list[str | None]:
         return [None] * len(rows)
     for row, _ in rows:
         if column not in row.value:
-            raise DataError(f"has no column `{column}`, which data.group_by names", where=row.where)
+            what = f"has no column `{column}`, which data.group_by names"
+            raise DataError(what, where=row.where, hint=f"it has {named(row)}")
     return [_written(row.value[column]) for row, _ in rows]
 
 

@@ -266,10 +266,14 @@ def test_a_clean_file_is_copied_as_it_is(folder: Path) -> None:
         (["tickets", "--redact"], "error: --redact changes the copy that --fix OUT writes: name OUT"),
         (["tickets", "--fix", "o.jsonl", "--redact-map", "m.json"], "error: --redact-map belongs to --redact"),
         (["tickets", "--fix", "test.jsonl"], "error: test.jsonl: exists already; choose another --fix or remove it"),
-        (["tickets", "--fix", "o.csv"], "error: o.csv: is no name for JSONL; write to o.jsonl"),
+        (["tickets", "--fix", "o.csv"], "error: o.csv: one file of rows is written as JSONL; let OUT end in .jsonl"),
         (
             ["tickets", "--fix", "o.jsonl", "--redact", "--redact-map", "test.jsonl"],
             "error: test.jsonl: exists already; choose another --redact-map or remove it",
+        ),
+        (
+            ["tickets", "--fix", "o.jsonl", "--redact", "--redact-map", "./o.jsonl"],
+            "error: --redact-map and --fix name the same file",
         ),
         ([".", "--fix", "test.jsonl"], "error: test.jsonl: exists already"),
     ],

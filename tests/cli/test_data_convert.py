@@ -143,6 +143,14 @@ def test_a_folder_becomes_a_folder_of_splits(invoke: Invoke) -> None:
         assert path.read_bytes() == (Path("made/out") / path.name).read_bytes()
 
 
+def test_what_a_text_of_json_holds_is_read_as_strictly_as_the_file(invoke: Invoke) -> None:
+    for number, arguments in enumerate(['{"a": NaN}', r'{"a": "\ud83d"}']):
+        call = {"function": {"name": "f", "arguments": arguments}}
+        write("in.jsonl", {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+        code, out, err = invoke("data", "convert", "in.jsonl", f"{number}.jsonl")
+        assert (code, out) == (2, "") and err.startswith("error: in.jsonl:1: message 2, tool call 1, has the arguments")
+
+
 def test_what_is_piped_in(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = gzip.compress(b"prompt,completion\nHi,Hello\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))

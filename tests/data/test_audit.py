@@ -7,6 +7,7 @@ import pytest
 
 from mlxtune.data.audit import Finding, audit
 from mlxtune.data.files import resolve
+from mlxtune.data.load import read_examples
 from mlxtune.data.similar import near_pairs
 from mlxtune.errors import DataError, InputError, RecipeError
 from mlxtune.recipe import DataRecipe
@@ -96,6 +97,14 @@ def test_a_mistake_of_the_recipe_is_raised_not_reported(tmp_path: Path) -> None:
         audit({"all": tmp_path / "b.jsonl"}, DataRecipe(), None)
     with pytest.raises(InputError, match="has no group"):
         audit({"all": path}, DataRecipe(prompt="{{ t }}", completion="{{ l }}"), "x")
+
+
+def test_the_format_of_a_file_is_that_of_the_rows_that_are_kept(tmp_path: Path) -> None:
+    others = [{"text": f"row {n}", "lang": "de"} for n in range(3)]
+    path = write(tmp_path / "a.jsonl", *others, {**row("one"), "lang": "en"})
+    data = DataRecipe(keep={"lang": ["en"]})
+    assert audit({"all": path}, data, None).findings == ()
+    assert len(read_examples(path, data)) == 1
 
 
 def test_only_kept_rows_are_audited(tmp_path: Path) -> None:

@@ -58,6 +58,25 @@ def test_personal_data_of_every_message(tmp_path: Path) -> None:
     assert [(f.entity, f.notes) for f in findings if f.kind == "pii"] == [("email", ()), ("phone", ())]
 
 
+def test_personal_data_of_thoughts_and_tool_calls(tmp_path: Path) -> None:
+    def mail(to: str) -> dict[str, Any]:
+        return {"role": "assistant", "tool_calls": [{"function": {"name": "mail", "arguments": {"to": to}}}]}
+
+    asked = {"role": "user", "content": "Do it"}
+    thought = {"role": "assistant", "content": "Done.", "reasoning_content": "Pay with 4111 1111 1111 1111"}
+    path = write(
+        tmp_path / "a.jsonl",
+        {"messages": [asked, mail("a@example.com"), {"role": "tool", "content": "ok"}, thought]},
+        {"messages": [asked, mail("b@example.com")]},
+    )
+    findings = audit({"all": path}, DataRecipe(), None).findings
+    found = [(f.entity, f.where, f.notes) for f in findings if f.kind == "pii"]
+    assert found == [
+        ("email", (f"{path}:1", f"{path}:2"), ("", "in the answer")),
+        ("card", (f"{path}:1",), ("in the answer",)),
+    ]
+
+
 def test_the_histogram_holds_every_row(tmp_path: Path) -> None:
     lengths = [*range(10, 310), 5000]
     path = write(tmp_path / "a.jsonl", *[row("x" * n, "y") for n in lengths])

@@ -78,8 +78,8 @@ def test_the_first_malformed_row_is_raised_with_the_number_of_others(tmp_path: P
     [
         ("a.json", '{"text": "one"}', ": is a JSON object, not a list; write a list of objects, or JSONL"),
         ("a.json", '[{"text": 1},\n 2]', ':2: is a JSON number, not an object; write {"prompt": …}'),
-        ("a.csv", "text,label\none\n", ":2: does not have 2 columns; check the quotes"),
-        ("a.csv", "text,label\none,a,b\n", ":2: does not have 2 columns; check the quotes"),
+        ("a.csv", "text,label\none\n", ":2: has 1 column, not the 2 of the header; check the quotes"),
+        ("a.csv", "text,label\none,a,b\n", ":2: has 3 columns, not the 2 of the header; check the quotes"),
         ("a.csv", 'text\n"one', ":2: not valid CSV: unexpected end of data; check the quotes"),
         ("a.csv", "text,text\none,two\n", ":1: has the column `text` twice; rename one of them"),
     ],
@@ -110,6 +110,21 @@ def test_the_embedded_set_gives_way_to_a_file_of_its_name(tmp_path: Path, monkey
         resolve("nowhere")
 
 
+def test_names_that_no_path_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"^~no_such_user/a\.jsonl: no such file or folder"):
+        resolve("~no_such_user/a.jsonl")
+    assert not is_hub_name("org/" + "a" * 300)
+    with pytest.raises(DataError, match=r"^a{300}: cannot be read: File name too long; check its name"):
+        resolve("a" * 300)
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(DataError, match="cannot be read: Permission denied; check its name"):
+        split_files(tmp_path)
+
+
 def test_a_folder_of_splits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no train, valid or test file"):
         split_files(tmp_path)
@@ -137,7 +152,7 @@ def test_home_and_capital_suffixes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_csv_rows_behind_blank_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "\n\ntext,label\n\n\none,a\n\ntwo\n")
     assert scan_rows(path)[0] == [Row(str(path), 6, {"text": "one", "label": "a"})]
-    assert mistakes(path) == [":8: does not have 2 columns; check the quotes"]
+    assert mistakes(path) == [":8: has 1 column, not the 2 of the header; check the quotes"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from mlxtune.data.audit import Table, audit, read
-from mlxtune.data.fix import Change, check_target, fix, redact_map
+from mlxtune.data.files import check_target
+from mlxtune.data.fix import Change, fix, redact_map
 from mlxtune.data.fix import write as write_fixed
 from mlxtune.data.formats import Completion, Example
 from mlxtune.errors import DataError, OutputError
@@ -82,6 +83,17 @@ def test_the_label_of_a_conversation(tmp_path: Path) -> None:
     assert fix(table("(.+)", all=source)).rows["all"] == [chat(each, "late") for each in ("one", "two", "three")]
 
 
+def test_the_label_of_a_tool_call_stays(tmp_path: Path) -> None:
+    def chat(question: str, name: str) -> dict[str, Any]:
+        call = {"function": {"name": name, "arguments": {}}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return {"messages": [{"role": "user", "content": question}, answer]}
+
+    rows = [chat("one", "find"), chat("two", "find"), chat("three", "Find")]
+    fixed = fix(table(r'"name":"(\w+)"', all=write(tmp_path / "a.jsonl", *rows)))
+    assert (fixed.rows["all"], fixed.changes) == (rows, ())
+
+
 def test_splits_become_a_folder_and_keep_what_they_share(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", row("one"), row("one"), row("two"))
     test = write(tmp_path / "test.jsonl", row("one"))
@@ -121,12 +133,20 @@ def test_the_column_to_group_by_stays(tmp_path: Path) -> None:
     assert all("other" not in each for each in fix(found, "who").rows["all"])
 
 
+def test_a_column_to_group_by_that_is_the_prompt(tmp_path: Path) -> None:
+    found = table(all=write(tmp_path / "a.jsonl", row("it is Bob"), row("two")))
+    assert fix(found, "prompt", hide).rows["all"] == [row("it is [NAME_1]"), row("two")]
+    assert fix(found, "prompt").rows["all"] == [row("it is Bob"), row("two")]
+
+
 def test_a_target_that_will_not_do(tmp_path: Path) -> None:
     taken = write(tmp_path / "a.jsonl", row("one"))
     with pytest.raises(OutputError, match="exists already; choose another --fix"):
-        check_target(taken, folder=False)
-    with pytest.raises(OutputError, match="is no name for JSONL; write to b.jsonl"):
-        check_target(tmp_path / "b.csv", folder=False)
-    check_target(tmp_path / "b", folder=True)
+        check_target(taken, "--fix", folder=False)
+    with pytest.raises(OutputError, match="b.csv: one file of rows is written as JSONL; let OUT end in .jsonl"):
+        check_target(tmp_path / "b.csv", "--fix", folder=False)
+    with pytest.raises(OutputError, match="b.jsonl: several splits are written as a folder; let OUT not end in"):
+        check_target(tmp_path / "b.jsonl", "--fix", folder=True)
+    check_target(tmp_path / "b", "--fix", folder=True)
     with pytest.raises(OutputError, match="exists already"):
         write_fixed(fix(table(all=taken)), taken)

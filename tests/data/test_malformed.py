@@ -88,6 +88,12 @@ def twice_named_parquet() -> bytes:
     return out.getvalue()
 
 
+def deep_parquet() -> bytes:
+    """A Parquet file whose footer is 20,000 lists, each in the one before."""
+    footer = b"\x19" * 20_000
+    return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
 def corrupt(data: bytes, at: int, count: int) -> bytes:
     return data[:at] + b"\xff" * count + data[at + count :]
 
@@ -154,8 +160,8 @@ CORPUS: dict[str, tuple[str, bytes, str, str]] = {
     "a gzip of nothing": ("a.jsonl.gz", gzip.compress(b""), "", "has no rows"),
     "a Parquet file of no rows": ("a.parquet", parquet({"text": pa.array([], pa.string())}), "", "has no rows"),
     # CSV
-    "a column too many": ("a.csv", CSV + b"who,me\nwho,me,you\n", ":3", "does not have 2 columns"),
-    "a column too few": ("a.csv", CSV + b"who\n", ":2", "does not have 2 columns"),
+    "a column too many": ("a.csv", CSV + b"who,me\nwho,me,you\n", ":3", "has 3 columns, not the 2 of"),
+    "a column too few": ("a.csv", CSV + b"who\n", ":2", "has 1 column, not the 2 of the header"),
     "an open quote": ("a.csv", CSV + b'"who,me\nwhere,there\n', ":2", "not valid CSV: unexpected end of data"),
     "a stray quote": ("a.csv", CSV + b'who,me\n"who" is,me\n', ":3", "not valid CSV"),
     "a column twice": ("a.csv", b"text,text\none,two\n", ":1", "has the column `text` twice"),
@@ -189,6 +195,7 @@ CORPUS: dict[str, tuple[str, bytes, str, str]] = {
     "Parquet without its middle": ("a.parquet", corrupt(PARQUET, 4, 400), "", "is a damaged Parquet file"),
     "Parquet with a damaged foot": ("a.parquet", corrupt(PARQUET, len(PARQUET) - 120, 60), "", "damaged Parquet file"),
     "four letters of Parquet": ("a.parquet", b"PAR1", "", "is a damaged Parquet file"),
+    "Parquet with a foot of lists in lists": ("a.parquet", deep_parquet(), "", "is a damaged Parquet file"),
     "Parquet with text that is none": ("a.parquet", bad_utf8_parquet(), ":3", "holds bytes that are not UTF-8"),
     "Parquet with a column twice": ("a.parquet", twice_named_parquet(), "", "has the column `text` twice"),
     "Parquet with a gap": ("a.parquet", parquet({"text": ["one", None]}), ":2", "`text` is None, not a text"),
@@ -258,6 +265,25 @@ CORPUS: dict[str, tuple[str, bytes, str, str]] = {
         chat(USER, call(name="f", arguments='{"city": "Par')),
         ":2",
         'has the arguments \'{"city": "Par\', no JSON object',
+    ),
+    "arguments with NaN": ("a.jsonl", chat(USER, call(name="f", arguments='{"a": NaN}')), ":2", "no JSON object"),
+    "arguments with half a character": (
+        "a.jsonl",
+        chat(USER, call(name="f", arguments=r'{"a": "\ud83d"}')),
+        ":2",
+        "no JSON object",
+    ),
+    "arguments with a key twice": (
+        "a.jsonl",
+        chat(USER, call(name="f", arguments='{"a": 1, "a": 2}')),
+        ":2",
+        "no JSON object",
+    ),
+    "arguments 300 deep": (
+        "a.jsonl",
+        chat(USER, call(name="f", arguments='{"a": ' + "[" * 300 + "]" * 300 + "}")),
+        ":2",
+        "no JSON object",
     ),
     "arguments that are a list": ("a.jsonl", chat(USER, call(name="f", arguments=[1])), ":2", "arguments [1], no JSON"),
     "a user who calls": (

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxtune.data.pii import ENTITIES, NAMES, Finding, find, luhn, mod_97, national, without_overlap
-from mlxtune.errors import DataError
+from mlxtune.data.pii import ENTITIES, NAMES, Finding, find, national, without_overlap
+from mlxtune.data.pii.payment import luhn, mod_97
+from mlxtune.errors import InputError
 
 SHARED = Path(os.environ.get("MLXTUNE_SHARED", Path(__file__).parents[3] / "shared")) / "assets" / "data"
 
@@ -262,7 +263,7 @@ def test_names_need_a_library_or_a_model(monkeypatch: pytest.MonkeyPatch) -> Non
 
     presidio._analyzer.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
-    with pytest.raises(DataError, match=r"names need presidio-analyzer.*pip install 'mlxtune\[pii\]'"):
+    with pytest.raises(InputError, match=r"names need presidio-analyzer.*pip install 'mlxtune\[pii\]'"):
         presidio.find("Anna lives in Rome")
 
 
@@ -274,7 +275,7 @@ def test_presidio_adds_to_the_core() -> None:
     from mlxtune.data.pii import presidio
 
     if not any(spacy.util.is_package(name) for name in presidio.MODELS):
-        with pytest.raises(DataError, match="python -m spacy download en_core_web_sm"):
+        with pytest.raises(InputError, match="python -m spacy download en_core_web_sm"):
             presidio.find("Anna lives in Rome")
         pytest.skip("no English spaCy model is installed: names cannot be tried")
     text = "Write to Anna Miller in Rome at anna@example.com."

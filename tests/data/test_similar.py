@@ -6,10 +6,8 @@ import pytest
 from mlxtune.data import similar
 from mlxtune.data.similar import (
     Pair,
-    connected,
     forms,
     grams,
-    groups,
     jaccard,
     near_pairs,
     neighbours,
@@ -178,7 +176,7 @@ def test_only_the_first_texts_tell_the_template() -> None:
 def test_sums_are_not_all_alike() -> None:
     texts = [f"What is {a} + {b}?" for a in range(10) for b in range(10)]
     assert near_pairs(texts) == []
-    assert groups(texts) == list(range(100))
+    assert neighbours(texts).first == list(range(100))
 
 
 def _by_brute_force(texts: list[str], threshold: float) -> list[Pair]:
@@ -234,19 +232,7 @@ def test_a_crowd_is_not_compared_each_with_each() -> None:
     rng.shuffle(crowd)
     found = near_pairs([*different, *crowd])
     assert len(crowd) <= len(found) < len(crowd) * 80  # of 228,150 pairs
-    assert groups([*different, *crowd]) == [*range(64), *([64] * len(crowd))]
-
-
-def test_groups_are_transitive() -> None:
-    second = FIFTEEN.replace("three four five", "dog cat cow")
-    third = second.replace("twelve thirteen", "mouse bird")
-    assert jaccard(grams(normalise(FIFTEEN)), grams(normalise(third))) < 0.6
-    assert groups(["other", FIFTEEN, third, second, FIFTEEN.title()]) == [0, 1, 1, 1, 1]
-
-
-def test_connected_names_a_group_by_its_first_member() -> None:
-    assert connected(6, [(4, 5), (5, 2), (3, 1)]) == [0, 1, 2, 1, 2, 2]
-    assert connected(0, []) == []
+    assert {pair.second for pair in found} == set(range(65, 64 + len(crowd)))  # none is lost
 
 
 def test_a_thousand_rows_take_under_two_seconds() -> None:

@@ -195,7 +195,9 @@ def test_a_missing_column_names_the_row() -> None:
     rows = made(5) + pairs_of([{"prompt": "p", "completion": "c"}])
     with pytest.raises(DataError) as caught:
         split(rows, DataRecipe(group_by="g"), 0, None)
-    assert str(caught.value) == "rows.jsonl:1: has no column `g`, which data.group_by names"
+    assert (
+        str(caught.value) == "rows.jsonl:1: has no column `g`, which data.group_by names; it has `prompt`, `completion`"
+    )
 
 
 def test_rows_that_ask_nothing_are_told_apart_by_what_they_say() -> None:

@@ -54,7 +54,7 @@ def test_unknown_key(values: dict[str, Any], line: str) -> None:
         ({"train": {"iters": "many"}}, "train.iters: is 'many', not a whole number or null"),
         ({"train": {"iters": 1.5}}, "train.iters: is 1.5, not a whole number or null"),
         ({"train": {"iters": True}}, "train.iters: is True, not a whole number or null"),
-        ({"train": {"learning_rate": "1e-5"}}, "train.learning_rate: is '1e-5', not a number or null; write it without quotes"),
+        ({"lora": {"scale": "1e-5"}}, "lora.scale: is '1e-5', not a number; write it without quotes"),
         ({"train": {"batch_size": "8"}}, "train.batch_size: is '8', not a whole number; write it without quotes"),
         ({"train": {"learning_rate": False}}, "train.learning_rate: is False, not a number or null"),
         ({"train": {"grad_checkpoint": 1}}, "train.grad_checkpoint: is 1, not true or false"),

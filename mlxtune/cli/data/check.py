@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.data.places import hidden_folder, on_one_line
 from mlxtune.cli.fetch import fetch
-from mlxtune.cli.flags import build_recipe, recipe_flags
+from mlxtune.cli.flags import build_recipe, config_flag, recipe_flags
 
 if TYPE_CHECKING:
     from mlxtune.data.audit import Audit, Counting, Finding, Table
@@ -27,26 +29,24 @@ STEPS = "▁▂▃▄▅▆▇█"
 
 @click.command("check", short_help="what is wrong with the examples")
 @click.argument("path", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of the report.")
-@click.option("--strict", is_flag=True, help="Exit with 1 where there are warnings.")
-@click.option("--fast", is_flag=True, help="Do not search for near-duplicates.")
-@click.option("--names", is_flag=True, help="Look for names and places too, which needs mlxtune[pii].")
-@click.option("--label", metavar="REGEX", help="Its first group, found in an answer, is the row's label.")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON value instead of the report")
+@click.option("--strict", is_flag=True, help="exit with 1 where there are warnings")
+@click.option("--fast", is_flag=True, help="do not search for near-duplicates")
+@click.option("--names", is_flag=True, help="look for names and places too, which needs mlxtune[pii]")
+@click.option("--label", metavar="REGEX", help="its first group, found in an answer, is the row's label")
+@config_flag
 @click.option(
-    "-c", "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="Read rows as this recipe does."
+    "--fix", "out", type=click.Path(path_type=Path), metavar="OUT", help="write a cleaned copy: a file, or a folder"
 )
+@click.option("--redact", is_flag=True, help="replace personal data in the copy: [EMAIL_1]")
 @click.option(
-    "--fix", "out", type=click.Path(path_type=Path), metavar="OUT", help="Write a cleaned copy: a file, or a folder."
-)
-@click.option("--redact", is_flag=True, help="Replace personal data in the copy: [EMAIL_1].")
-@click.option(
-    "--redact-map", type=click.Path(path_type=Path), metavar="FILE", help="Write what each placeholder stands for."
+    "--redact-map", type=click.Path(path_type=Path), metavar="FILE", help="write what each placeholder stands for"
 )
 @click.option(
     "--places",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Name up to N rows of each finding.  [{SHOWN}, in JSON {NAMED}]",
+    help=f"name up to N rows of each finding.  [{SHOWN}, in JSON {NAMED}]",
 )
 @recipe_flags("model", "revision", "train.max_seq_length")
 def command(
@@ -81,20 +81,27 @@ def command(
     """
     from mlxtune.data import pii
     from mlxtune.data.audit import examine, read
+    from mlxtune.data.files import check_target
     from mlxtune.data.load import files_of
     from mlxtune.data.pii import presidio
+    from mlxtune.rundir import refuse_existing
 
     if redact and out is None:
         raise click.UsageError("--redact changes the copy that --fix OUT writes: name OUT")
     if redact_map is not None and not redact:
         raise click.UsageError("--redact-map belongs to --redact")
+    if redact_map is not None and out is not None and redact_map.absolute() == out.absolute():
+        raise click.UsageError("--redact-map and --fix name the same file")
     recipe = build_recipe(config, flags, sets)
-    recipe = replace(recipe, data=recipe.data if path is None else replace(recipe.data, path=path))
+    if path is not None:
+        recipe = replace(recipe, data=replace(recipe.data, path=path))
     if recipe.data.path is None:
         raise click.UsageError("name a file or folder, or a recipe that has data.path")
     files = files_of(recipe.data)
     if out is not None:
-        _check_outputs(out, redact_map, folder="all" not in files)
+        check_target(out, "--fix", folder="all" not in files)
+    if redact_map is not None:
+        refuse_existing(redact_map, "--redact-map")
     label = label or recipe.evaluate.label
     find = presidio.find if names else pii.find
     find("")  # a missing library is found before the rows are read
@@ -108,7 +115,7 @@ def command(
         value = found.to_dict()
         display.result_json(value if fixed is None else {**value, "fix": _fix_value(fixed, out)})
     else:
-        hidden = hidden_folder(recipe.data.path, files)
+        hidden = hidden_folder(files)
         show(found, named, hidden)
         if fixed is not None:
             show_fix(fixed, found, out, hidden)
@@ -117,18 +124,7 @@ def command(
     return 1 if strict and found.has("warning") else 0
 
 
-def hidden_folder(path: str, files: dict[str, Path]) -> str:
-    """The folder that every place of the report would begin with, if it says nothing new; empty where there is none.
-
-    The embedded set lies deep in the package, and a folder of splits has been named by the user.
-    """
-    parents = {file.parent for file in files.values()}
-    folder = f"{parents.pop()}/" if len(parents) == 1 else ""
-    embedded = "all" in files and not Path(path).exists()
-    return folder if folder != "./" and (embedded or "all" not in files) else ""
-
-
-def _counting(recipe: Recipe, on_row: Any) -> Counting:
+def _counting(recipe: Recipe, on_row: Callable[[int, int], None]) -> Counting:
     """How the recipe's model counts tokens. Fetches the model, loads its tokenizer."""
     from mlxtune import model
     from mlxtune.data.audit import Counting
@@ -146,15 +142,6 @@ def _counting(recipe: Recipe, on_row: Any) -> Counting:
         limit=Limit.of(recipe.train.max_seq_length, model.context_length(config)),
         on_row=on_row,
     )
-
-
-def _check_outputs(out: Path, redact_map: Path | None, *, folder: bool) -> None:
-    from mlxtune.data.fix import check_target
-    from mlxtune.rundir import refuse_existing
-
-    check_target(out, folder=folder)
-    if redact_map is not None:
-        refuse_existing(redact_map, "--redact-map")
 
 
 def _fix(table: Table, group_by: str | None, out: Path, redact: bool, map_file: Path | None) -> Fixed:
@@ -176,11 +163,12 @@ def _fix_value(fixed: Fixed, out: Path | None) -> dict[str, Any]:
     return {"out": str(out), "rows_read": fixed.read, "rows_written": fixed.count, "changes": changes}
 
 
-def show(found: Audit, places: int = SHOWN, hidden: str = "") -> None:
+def show(found: Audit, places: int, hidden: str) -> None:
     """The report for people; `hidden` is left out of places."""
     for file in found.files:
         split = "" if file["split"] == "all" else f"{file['split']}: "
-        display.result(f"{split}{file['path'].removeprefix(hidden)}  {display.count(file['rows'], 'row')}")
+        path = on_one_line(file["path"].removeprefix(hidden))
+        display.result(f"{split}{path}  {display.count(file['rows'], 'row')}")
     for part in ("prompt", "answer"):
         spread = found.stats[f"{part}_characters"]
         if spread:
@@ -224,7 +212,7 @@ def show_tokens(tokens: dict[str, Any]) -> None:
     display.result(f"an epoch: {display.count(epoch['rows'], 'row')}, {cost}")
 
 
-def show_finding(finding: Finding, places: int = SHOWN, hidden: str = "") -> None:
+def show_finding(finding: Finding, places: int, hidden: str) -> None:
     """One finding: how bad and what, up to `places` places, and what to do."""
     severity = click.style(f"{finding.severity:<8}", fg=COLOURS[finding.severity], bold=True)
     display.result()
@@ -261,7 +249,7 @@ def show_labels(labels: dict[str, int]) -> None:
     display.table(["label", "rows", "share", ""], rows)
 
 
-def show_fix(fixed: Fixed, found: Audit, out: Path | None, hidden: str = "") -> None:
+def show_fix(fixed: Fixed, found: Audit, out: Path | None, hidden: str) -> None:
     """What the cleaned copy has otherwise, and what is left for a person."""
     display.result()
     display.result(f"{click.style('written', fg='green', bold=True)}  {out}  {fixed.count:,} of {fixed.read:,} rows")
@@ -275,11 +263,6 @@ def show_fix(fixed: Fixed, found: Audit, out: Path | None, hidden: str = "") -> 
     left = [each for each in found.findings if each.kind in ("contradiction", "leak") and each.severity != "info"]
     for finding in left:
         display.result(f"         {finding.count:,} × left for you: {finding.kind}, see above")
-
-
-def on_one_line(text: str) -> str:
-    """What stands in a file, harmless to the terminal and without line breaks that could pass for the report's."""
-    return display.harmless(text).replace("\n", "\\n")
 
 
 def summary(found: Audit) -> str:

@@ -8,9 +8,6 @@ import click
 
 from mlxtune.cli import display
 from mlxtune.cli.flags import build_recipe, config_flag, recipe_flags
-from mlxtune.errors import OutputError
-
-SUFFIX = ".jsonl"
 
 
 @click.command("convert", short_help="any format as canonical JSONL")
@@ -49,7 +46,6 @@ def command(source: str, out: Path, config: Path | None, as_json: bool, sets: tu
         sources = {split: partial(list, rows) for split, rows in fetched.items()}
     else:
         sources = {split: partial(read_rows, path) for split, path in files_of(data).items()}
-    check_name(out, is_file=list(sources) == ["all"])
     with display.phases() as on_row:
         done = convert(sources, data, out, on_row)
     rows, left_out = sum(each.rows for each in done), sum(each.left_out for each in done)
@@ -63,11 +59,3 @@ def command(source: str, out: Path, config: Path | None, as_json: bool, sets: tu
     splits = "" if len(done) == 1 else f" ({' · '.join(f'{each.split} {each.rows:,}' for each in done)})"
     display.note(f"{display.count(rows, 'row')}{splits}{without}")
     display.result(str(out))
-
-
-def check_name(out: Path, *, is_file: bool) -> None:
-    """Raises OutputError for a name that says something else than what is written."""
-    if is_file and out.suffix.lower() != SUFFIX:
-        raise OutputError("one file of rows is written as JSONL", where=out, hint=f"let OUT end in {SUFFIX}")
-    if not is_file and out.suffix.lower() == SUFFIX:
-        raise OutputError("several splits are written as a folder", where=out, hint=f"let OUT not end in {SUFFIX}")

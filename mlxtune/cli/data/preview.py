@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxtune.cli import colour, display
+from mlxtune.cli.data.places import hidden_folder, on_one_line
 from mlxtune.cli.fetch import fetch
 from mlxtune.cli.flags import build_recipe, config_flag, recipe_flags
 from mlxtune.errors import DataError
@@ -50,8 +51,7 @@ def command(
     config_json = model.check(source)
     tokenizer, _ = load_for_rows(source, config_json, data.chat_template)
     limit = Limit.of(recipe.train.max_seq_length, model.context_length(config_json))
-    # the embedded set lies deep in the package; its name says enough
-    hidden = "" if Path(str(data.path)).exists() else f"{Path(rows[0][0].file).parent}/"
+    hidden = hidden_folder(files)
     refused = False
     for number, pair in enumerate(rows):
         row = pair[0]
@@ -78,8 +78,8 @@ def show_left_out(where: str, line: int, note: str, as_json: bool) -> None:
     if as_json:
         display.result_json({"line": line, "text": None, "tokens": [], "trained": [], "notes": [note]})
     else:
-        display.result(click.style(where, bold=True))
-        display.result(f"  {click.style(display.harmless(note), fg='red')}")
+        display.result(click.style(on_one_line(where), bold=True))
+        display.result(f"  {click.style(on_one_line(note), fg='red')}")
 
 
 def as_object(line: int, sample: "Sample", tokenizer: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def as_object(line: int, sample: "Sample", tokenizer: Any) -> dict[str, Any]:
 def show(sample: "Sample", tokenizer: Any, hidden: str) -> None:
     """A sample for people: its counts, its text, its notes."""
     counts = f"{display.count(len(sample.tokens), 'token')}, {sample.trained_count:,} learned"
-    display.result(f"{click.style(sample.where.removeprefix(hidden), bold=True)}  {counts}")
+    display.result(f"{click.style(on_one_line(sample.where.removeprefix(hidden)), bold=True)}  {counts}")
     coloured = sys.stdout.isatty() and colour() is None
     for text, learned in stretches(sample, tokenizer):
         shown = display.harmless(text)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxtune.cli import display
+from mlxtune.cli.data.places import hidden_folder, on_one_line
 from mlxtune.cli.flags import build_recipe, config_flag, recipe_flags
 from mlxtune.errors import DataError
 
@@ -61,7 +62,7 @@ def command(
     recipe = build_recipe(config, flags, sets)
     from mlxtune.data.load import files_of, read_examples
     from mlxtune.data.similar import neighbours
-    from mlxtune.data.split import assign, compared
+    from mlxtune.data.split import assign, compared, write
     from mlxtune.rundir import refuse_existing, staged
 
     refuse_existing(out, "--out")
@@ -75,8 +76,7 @@ def command(
     sides = assign(rows, data, recipe.seed, label, stratify=stratify, alike=alike)
     with staged(out) as scratch:
         write(scratch, rows, sides)
-    # the embedded set lies deep in the package; its name says enough
-    hidden = "" if Path(str(data.path)).exists() else f"{files['all'].parent}/"
+    hidden = hidden_folder(files)
     left_out = [row.where.removeprefix(hidden) for (row, _), side in zip(rows, sides, strict=True) if side is None]
     found = {
         "out": str(out),
@@ -89,17 +89,6 @@ def command(
         display.result_json(found)
     else:
         show(found)
-
-
-def write(folder: Path, rows: Rows, sides: Sides) -> None:
-    """Each part that has rows as JSONL, the rows as they were read."""
-    import json
-
-    for name in counted(sides):
-        lines = [
-            json.dumps(row.value, ensure_ascii=False) for (row, _), at in zip(rows, sides, strict=True) if at == name
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def counted(sides: Sides) -> dict[str, int]:
@@ -150,7 +139,7 @@ def show(found: dict[str, Any]) -> None:
     if labels:
         display.result()
         table = [
-            [display.harmless(label).replace("\n", "\\n")[:LABEL_WIDTH], *(f"{counts[part]:,}" for part in rows)]
+            [on_one_line(label)[:LABEL_WIDTH], *(f"{counts[part]:,}" for part in rows)]
             for label, counts in list(labels.items())[:LABELS]
         ]
         display.table(["label", *rows], table)
@@ -165,7 +154,7 @@ def show(found: dict[str, Any]) -> None:
     if found["left_out"]:
         places = found["left_out"]
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
-        left_out = display.harmless(", ".join(places[:SHOWN])) + more
+        left_out = on_one_line(", ".join(places[:SHOWN])) + more
         display.result()
         display.result(f"{display.count(len(places), 'row')} left out, each like rows of two parts: {left_out}")
     display.result()

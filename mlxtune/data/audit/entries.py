@@ -9,8 +9,9 @@ from pathlib import Path
 from mlxtune.data import pii
 from mlxtune.data.audit.findings import PLACES
 from mlxtune.data.files import Row, scan_rows
-from mlxtune.data.formats import Chat, Example, answer_text, kept, last_learned, prompt_text, reader
+from mlxtune.data.formats import Chat, Example, answer_text, last_learned, prompt_text
 from mlxtune.data.labels import find_labels, plain
+from mlxtune.data.load import Rows, scan_examples
 from mlxtune.data.similar import normalise
 from mlxtune.errors import DataError
 from mlxtune.recipe import DataRecipe
@@ -89,25 +90,14 @@ def entries_of(found: Sequence[tuple[str, Row, Example]], label: str | None) -> 
     ]
 
 
-def _read(path: Path, data: DataRecipe) -> tuple[list[tuple[Row, Example]], list[DataError]]:
+def _read(path: Path, data: DataRecipe) -> tuple[Rows, list[DataError]]:
     """The good rows of a file that `data.keep` keeps, and what is wrong with the others."""
     rows, mistakes = scan_rows(path)
-    good, left_out = [], 0
-    try:
-        to_example = reader(rows, data)
-    except DataError as error:
-        return [], [*mistakes, error]
-    for row in rows:
-        try:
-            if kept(row, data):
-                good.append((row, to_example(row)))
-            else:
-                left_out += 1
-        except DataError as error:
-            mistakes.append(error)
+    good, more = scan_examples(rows, data)
+    mistakes += more
     if not good and not mistakes:
-        what = "has no row that data.keep keeps" if left_out else "has no rows"
-        mistakes.append(DataError(what, where=path, hint="check data.keep" if left_out else "write one row a line"))
+        what = "has no row that data.keep keeps" if rows else "has no rows"
+        mistakes.append(DataError(what, where=path, hint="check data.keep" if rows else "write one row a line"))
     return good, mistakes
 
 

@@ -4,47 +4,30 @@ Knows letters and how often words come with labels, not what they mean.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from mlxtune.data.audit.entries import Entry
-from mlxtune.data.similar import near_pairs
+from mlxtune.data.similar import Pair, near_pairs
 
 TELLING = 3  # times as frequent as elsewhere a word must be with a label to tell it
 RARE = 2  # prompts that have a slip of the pen, where a word would be in more
 SAME = 0.8  # similarity from which more words than one may differ in a contradiction
 
 
-@dataclass(frozen=True, slots=True)
-class Likeness:
-    """Two nearly equal prompts by the places of their first rows, `first < second`."""
+def near_prompts(entries: Sequence[Entry]) -> list[Pair]:
+    """Pairs of different prompts that are nearly the same, in order, but those that other labels rightly tell apart.
 
-    first: int
-    second: int
-    similarity: float
-
-
-def alike(entries: Sequence[Entry]) -> list[Likeness]:
-    """Pairs of different prompts that are nearly the same, in order, but those that other labels rightly tell apart."""
+    A prompt is named by the place of its first row.
+    """
     firsts: dict[str, Entry] = {}
     for entry in entries:
         firsts.setdefault(entry.key, entry)
     places = [entry.place for entry in firsts.values()]
-    found = [Likeness(places[pair.first], places[pair.second], pair.similarity) for pair in near_pairs(list(firsts))]
+    found = [Pair(places[pair.first], places[pair.second], pair.similarity) for pair in near_pairs(list(firsts))]
     if all(entries[each.first].meaning == entries[each.second].meaning for each in found):
         return found
     words = _WordCounts(entries)
     return [each for each in found if not words.explain(entries[each.first], entries[each.second], each.similarity)]
-
-
-def neighbours(entries: Sequence[Entry], likenesses: Iterable[Likeness]) -> dict[str, list[tuple[str, float]]]:
-    """For each prompt those that are nearly the same, in order, with their similarities."""
-    found: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for each in likenesses:
-        one, other = entries[each.first].key, entries[each.second].key
-        found[one].append((other, each.similarity))
-        found[other].append((one, each.similarity))
-    return found
 
 
 class _WordCounts:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 
 from mlxtune.data.audit.entries import Entry, Table, by_question
 from mlxtune.data.audit.findings import Finding, about_rows, quoted
-from mlxtune.data.audit.near import Likeness, alike, neighbours
-from mlxtune.data.similar import jaccard, normalise, shingles
+from mlxtune.data.audit.labels import ceiling
+from mlxtune.data.audit.near import near_prompts
+from mlxtune.data.similar import Pair, jaccard, normalise, shingles
 
 CLEARLY = 0.5  # answers that share fewer of their words and word pairs are clearly different
 Noted = dict[int, tuple[Entry, str]]  # by place
@@ -18,19 +19,20 @@ Noted = dict[int, tuple[Entry, str]]  # by place
 def repeat_checks(table: Table) -> Iterator[Finding]:
     """Leaks, contradictions, duplicates and near-duplicates; the last three name rows of one split only."""
     entries = table.entries
-    likenesses = alike(entries) if table.near else []
+    near_pairs = near_prompts(entries) if table.near else []
     contrary, same, free, near = _equal(entries)
     close: Noted = {}
-    for entry, earlier, similarity in _pairs(entries, likenesses):
+    for entry, earlier, similarity in _pairs(entries, near_pairs):
         if entry.meaning != earlier.meaning:
             if entry.place not in contrary:
                 close.setdefault(entry.place, (entry, _opposite(entry, earlier)))
         elif entry.split == earlier.split and entry.place not in same:
             near.setdefault(entry.place, (entry, f"like {earlier.row.where} ({similarity:.2f})"))
-    yield from _leaks(table, likenesses)
+    yield from _leaks(table, near_pairs)
+    equal = f"the same prompt as in another row, but another label: no model gets above {ceiling(entries) or 0:.1%}"
     right = "decide which label is right; correct the other"
     for kind, severity, noted, detail, advice in (
-        ("contradiction", "warning", contrary, _contradicted(entries, contrary), right),
+        ("contradiction", "warning", contrary, equal, right),
         ("contradiction", "warning", close, "nearly the same prompt as in another row, but another label", right),
         (
             "duplicate",
@@ -95,25 +97,18 @@ def _clearly_different(entry: Entry, other: Entry) -> bool:
     return jaccard(shingles(entry.answer or ""), shingles(other.answer or "")) < CLEARLY
 
 
-def _contradicted(entries: list[Entry], contrary: Noted) -> str:
-    """What equal prompts with different labels cost."""
-    labels = sum(entry.label is not None for entry in entries)
-    best = f"{1 - len(contrary) / labels:.1%}" if labels else ""
-    return f"the same prompt as in another row, but another label: no model gets above {best}"
-
-
 def _opposite(entry: Entry, other: Entry) -> str:
     return f"{quoted(entry.label or '')}, but {other.row.where} says {quoted(other.label or '')}"
 
 
-def _pairs(entries: list[Entry], likenesses: Iterable[Likeness]) -> Iterator[tuple[Entry, Entry, float]]:
+def _pairs(entries: list[Entry], near_pairs: Iterable[Pair]) -> Iterator[tuple[Entry, Entry, float]]:
     """A row, an earlier row with a nearly equal prompt in the same context, and their similarity."""
     having: dict[str, list[Entry]] = defaultdict(list)
     sources: dict[str, dict[tuple[str, str | None, str], Entry]] = defaultdict(dict)
     for entry in entries:
         having[entry.key].append(entry)
         sources[entry.key].setdefault((entry.context, entry.meaning, entry.split), entry)
-    for each in likenesses:
+    for each in near_pairs:
         keys = entries[each.first].key, entries[each.second].key
         for key, other in (keys, keys[::-1]):
             for entry in having[key]:
@@ -122,13 +117,17 @@ def _pairs(entries: list[Entry], likenesses: Iterable[Likeness]) -> Iterator[tup
                     yield entry, min(found, key=lambda e: (e.meaning != entry.meaning, e.place)), each.similarity
 
 
-def _leaks(table: Table, likenesses: list[Likeness]) -> Iterator[Finding]:
+def _leaks(table: Table, near_pairs: Iterable[Pair]) -> Iterator[Finding]:
     """Rows with the same or nearly the same prompt as a row of an earlier split."""
     entries = table.entries
     order = {split: place for place, split in enumerate(dict.fromkeys(entry.split for entry in entries))}
     if len(order) < 2:
         return
-    near = neighbours(entries, likenesses)
+    near: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for each in near_pairs:
+        one, other = entries[each.first].key, entries[each.second].key
+        near[one].append((other, each.similarity))
+        near[other].append((one, each.similarity))
     first: dict[tuple[str, str], Entry] = {}  # in the earliest split that asks it
     for entry in entries:
         first.setdefault(entry.question, entry)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from mlxtune.data.pii.internet import emails, ips
 from mlxtune.data.pii.keys import keys
 from mlxtune.data.pii.national import national_ids
-from mlxtune.data.pii.payment import cards, ibans, luhn, mod_97
+from mlxtune.data.pii.payment import cards, ibans
 from mlxtune.data.pii.phones import phones
 
-__all__ = ["ENTITIES", "NAMES", "Finding", "find", "luhn", "mod_97", "without_overlap"]
+__all__ = ["ENTITIES", "NAMES", "Finding", "find", "without_overlap"]
 
 # entity: what a reader is told that it is, in the plural
 NAMES = {

@@ -6,6 +6,7 @@ Knows forms, not entropy: a secret of no known form, beside no word such as `pas
 import re
 from collections.abc import Iterator
 
+_LONG_WORD = re.compile(r"\S{15}")  # what has none holds no key of a known form
 # Each pattern of one issuer, after a boundary.
 _ISSUED = re.compile(
     r"(?<![\w-])(?:"
@@ -58,9 +59,6 @@ def keys(text: str) -> Iterator[tuple[int, int]]:
         yield from _assigned(_PASSWORD, text, shortest=4)
     if "key" in lowered or "token" in lowered or "secret" in lowered:
         yield from _assigned(_ASSIGNED, text, shortest=12)
-
-
-_LONG_WORD = re.compile(r"\S{15}")
 
 
 def _assigned(pattern: re.Pattern[str], text: str, shortest: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 from mlxtune.data import pii
-from mlxtune.errors import DataError
+from mlxtune.errors import InputError
 
 # presidio's name: ours. What the core finds itself is not asked for: its e-mail recogniser may also use the network.
 ENTITIES = {
@@ -31,7 +31,7 @@ _LEAST_SCORE = 0.5
 
 
 def find(text: str) -> list[pii.Finding]:
-    """The core's findings and presidio's beside them, in order of place. Raises DataError if a library is missing."""
+    """The core's findings and presidio's beside them, in order of place. Raises InputError if a library is missing."""
     found = _analyzer().analyze(text, language="en", entities=list(ENTITIES), score_threshold=_LEAST_SCORE)
     found.sort(key=lambda each: (-each.score, each.start))
     added = [pii.Finding(ENTITIES[each.entity_type], each.start, each.end) for each in found]
@@ -45,13 +45,13 @@ def _analyzer() -> Any:
         import presidio_analyzer  # noqa: F401
         import spacy
     except ImportError:
-        raise DataError(
+        raise InputError(
             "names need presidio-analyzer, which is not installed", hint="pip install 'mlxtune[pii]'"
         ) from None
     model = next((name for name in MODELS if spacy.util.is_package(name)), None)
     if model is None:
         hint = "python -m spacy download en_core_web_sm"
-        raise DataError("names need an English spaCy model, and none is installed", hint=hint)
+        raise InputError("names need an English spaCy model, and none is installed", hint=hint)
     return engine(spacy.load(model))
 
 
