@@ -119,7 +119,7 @@ def targets(net: nn.Module, lora: LoraRecipe) -> list[str]:
     names = _layers(net)
     chosen: set[str] = set()
     for target in lora.targets:
-        found = {name for name in names if _matches(name, target)}
+        found = {name for name in names if matches(name, target)}
         if not found:
             known = ["all-linear", "attention", "mlp", *sorted({name.rsplit(".", 1)[-1] for name in names})]
             raise RecipeError(
@@ -145,7 +145,8 @@ def _layers(net: nn.Module) -> list[str]:
     )
 
 
-def _matches(name: str, target: str) -> bool:
+def matches(name: str, target: str) -> bool:
+    """Whether a layer, named relative to its block, is among what `target` of `lora.targets` names."""
     if target == "all-linear":
         return True
     if target in ("attention", "mlp"):

@@ -22,8 +22,13 @@ def _open_file_limit_kept() -> Iterator[None]:
 
 
 with _open_file_limit_kept():
-    from mlx_lm.generate import BatchGenerator, generate_step, generation_stream
-    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+    from mlx_lm.generate import BatchGenerator, generate_step
+    from mlx_lm.models.cache import (
+        can_trim_prompt_cache,
+        create_attention_mask,
+        make_prompt_cache,
+        trim_prompt_cache,
+    )
     from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -35,7 +40,6 @@ with _open_file_limit_kept():
         get_total_parameters,
         load_model,
         load_tokenizer,
-        maybe_set_recommended_wired_limit,
     )
 
 __all__ = [
@@ -50,13 +54,12 @@ __all__ = [
     "SwitchLinear",
     "TokenizerWrapper",
     "can_trim_prompt_cache",
+    "create_attention_mask",
     "generate_step",
-    "generation_stream",
     "get_total_parameters",
     "linear_to_lora_layers",
     "load_model",
     "load_tokenizer",
     "make_prompt_cache",
-    "maybe_set_recommended_wired_limit",
     "trim_prompt_cache",
 ]

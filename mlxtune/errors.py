@@ -8,7 +8,8 @@ MlxtuneError            1   something failed
 │   ├── RecipeError     2   a recipe's key, type or range
 │   ├── DataError       2   a row, a file, an empty set
 │   ├── ModelError      2   a model, tokenizer or adapter folder
-│   └── OutputError     2   the output exists already, or lies where it must not
+│   ├── OutputError     2   the output exists already, or lies where it must not
+│   └── MemoryShort     2   what is asked for does not fit into memory
 ├── StorageError        3   disk or network
 │   └── HubError        3   the model hub: missing, gated, unreachable
 ├── TrustError          4   the model asks to run code of its own
@@ -71,6 +72,10 @@ class ModelError(InputError):
 
 class OutputError(InputError):
     """The output exists already, or may not be written there."""
+
+
+class MemoryShort(InputError):
+    """What is asked for does not fit into this machine's memory."""
 
 
 class StorageError(MlxtuneError):

@@ -17,9 +17,7 @@ from mlxtune.borrow import (
     BatchGenerator,
     can_trim_prompt_cache,
     generate_step,
-    generation_stream,
     make_prompt_cache,
-    maybe_set_recommended_wired_limit,
     trim_prompt_cache,
 )
 from mlxtune.errors import InputError, ModelError
@@ -176,7 +174,7 @@ def stream(
             sampler=sampler(temp, top_p, seed),
             prompt_cache=kept.layers,
         )
-        with _wired_memory(), contextlib.closing(steps):
+        with contextlib.closing(steps):
             for count, (token, _) in enumerate(steps, start=1):
                 if count == 1:
                     first = time.perf_counter()
@@ -209,18 +207,6 @@ def stream(
     finally:
         if not whole:
             kept.clear()
-
-
-@contextlib.contextmanager
-def _wired_memory() -> Iterator[None]:
-    """Keeps weights from being paged out on Metal. mlx-lm's own manager prints for large models; this one does not."""
-    before = maybe_set_recommended_wired_limit()
-    try:
-        yield
-    finally:
-        if before is not None:
-            mx.synchronize(generation_stream)
-            mx.set_wired_limit(before)
 
 
 def sampler(temp: float, top_p: float, seed: int) -> Callable[[mx.array], mx.array]:

@@ -11,17 +11,25 @@ from mlx.utils import tree_map
 from mlxtune import likelihood
 from mlxtune.data.batches import Batch, epoch_order
 from mlxtune.data.render import Sample
+from mlxtune.head import find
+from mlxtune.packing import packed
+from mlxtune.prefix import shared
 from mlxtune.recipe import Recipe
 from mlxtune.workers import ALONE, Workers
 
 ValueAndGrad = Callable[..., tuple[mx.array, Any]]
 
 
-def value_and_grad(net: nn.Module, compile: bool) -> ValueAndGrad:
-    """The function from tokens and trained (B, T) to their summed nats and the gradient of what `net` trains."""
+def value_and_grad(net: nn.Module, compile: bool, prefix: Sequence[int] = ()) -> ValueAndGrad:
+    """The function from a batch's arrays to their summed nats and the gradient of what `net` trains.
 
-    def nats(tokens: mx.array, trained: mx.array) -> mx.array:
-        return likelihood.row_nats(net, tokens, trained).sum()
+    Each row begins with the tokens of `prefix`, which the arrays don't have.
+    """
+    head = find(net)
+
+    def nats(tokens: mx.array, wanted: mx.array, segments: mx.array | None = None) -> mx.array:
+        with shared(net, prefix), packed(net, segments):
+            return likelihood.row_nats(net, tokens, wanted, head, learn=True).sum()
 
     function: ValueAndGrad = nn.value_and_grad(net, nats)
     if compile:

@@ -7,41 +7,72 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import numpy.typing as npt
 
 from mlxtune import machine
-from mlxtune.data.batches import Batch, in_order, make_batch
+from mlxtune.crossentropy import chunk_size, chunked_nats, learned_nats, token_nats
+from mlxtune.data.batches import Batch, in_order, make_batch, split
 from mlxtune.data.render import Sample
+from mlxtune.head import Head, find, gathered
 from mlxtune.workers import ALONE, Workers
 
-LOGITS_BYTES = 500_000_000  # float32 logits of a batch at most; a long row may take more
+LOGITS_BYTES = 500_000_000  # float32 logits of a batch at most, where all are made; a long row may take more
 
 
-def row_nats(net: nn.Module, tokens: mx.array, trained: mx.array) -> mx.array:
+def wanted_at(trained: npt.NDArray[np.generic]) -> npt.NDArray[np.int32]:
+    """Places among B·(T-1) that predict a supervised token, ascending, of trained (B, T); -1 pads them.
+
+    As many as there are on a CPU; elsewhere, where each new shape is compiled, a power of two, or all.
+    """
+    places = np.flatnonzero(trained[:, 1:])
+    count = machine.padded_count(len(places), trained[:, 1:].size, machine.device_kind())
+    return np.pad(places, (0, count - len(places)), constant_values=-1).astype(np.int32)
+
+
+def row_nats(
+    net: nn.Module, tokens: mx.array, wanted: mx.array, head: Head | None = None, *, learn: bool = False
+) -> mx.array:
     """Summed negative log-likelihood (B,) in nats of each row's supervised tokens.
 
-    tokens (B, T) int32, trained (B, T) bool: -sum over t >= 1 with trained[t] of log softmax(logits[t-1])[tokens[t]],
-    in float32 whatever the network computes in.
+    tokens (B, T) int32, wanted (N,) int32 as `wanted_at` has them, each b·(T-1) + t-1 or -1:
+    -sum over the wanted (b, t) of log softmax(logits[b, t-1])[tokens[b, t]],
+    in float32 whatever the network computes in. With the `head` of `net` no other logits are made, and no more of
+    them at once than `machine.chunk_bytes`, unless it is to `learn` and the head itself is trained.
     """
-    logits = net(tokens[:, :-1]).astype(mx.float32)  # (B, T-1, V)
-    targets = tokens[:, 1:]
-    chosen = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    nats = mx.logsumexp(logits, axis=-1) - chosen  # (B, T-1)
-    return mx.where(trained[:, 1:], nats, 0.0).sum(axis=-1)
+    at = mx.maximum(wanted, 0)
+    targets = tokens[:, 1:].reshape(-1)
+    nats = mx.where(wanted >= 0, _token_nats(net, tokens[:, :-1], at, targets[at], head, learn), 0.0)
+    return mx.zeros(targets.shape).at[at].add(nats).reshape(len(tokens), -1).sum(axis=-1)
 
 
-def in_parts(batch: Batch, function: Callable[[mx.array, mx.array], Any]) -> list[Any]:
-    """`function(tokens, trained)`, evaluated, of each part of a batch's rows: one on a GPU, one for each core on a CPU.
+def _token_nats(
+    net: nn.Module, tokens: mx.array, at: mx.array, targets: mx.array, head: Head | None, learn: bool
+) -> mx.array:
+    """Nats (N,) of the `targets` (N,) that tokens (B, T) predict `at` places (N,)."""
+    if head is None:
+        return token_nats(gathered(net(tokens), at), targets)
+    size = chunk_size(head.vocabulary, machine.chunk_bytes(machine.device_kind()))
+    if len(at) <= size or (learn and not head.frozen):
+        return token_nats(head.logits(tokens, at), targets)
+    chunked = learned_nats if learn else chunked_nats
+    return chunked(lambda hidden: head.logits_of(hidden, tokens), head.hidden(tokens, at), targets, size)
 
+
+def in_parts(batch: Batch, function: Callable[..., Any]) -> list[Any]:
+    """`function` of the batch's arrays, evaluated, of each part of its rows: one on a GPU, one for each core on a CPU.
+
+    Its arguments are tokens (B, T), the places (N,) that `wanted_at` finds in trained (B, T), and the other arrays.
     The parts are computed at once, each on a stream of its own, with their share of the BLAS's threads.
     """
     cores = machine.own_cores()
-    parts = min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores))
-    streams = _streams(parts) if parts > 1 else [mx.default_stream(mx.default_device())]
+    parts = split(batch, min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores)))
+    streams = _streams(len(parts)) if len(parts) > 1 else [mx.default_stream(mx.default_device())]
     made = []
-    for stream, rows in zip(streams, np.array_split(np.arange(len(batch.tokens)), parts), strict=True):
+    for stream, arrays in zip(streams, parts, strict=True):
         with mx.stream(stream):
-            made.append(function(mx.array(batch.tokens[rows]), mx.array(batch.trained[rows])))
-    with machine.blas_threads(cores // parts):
+            tokens, trained, *rest = arrays
+            made.append(function(mx.array(tokens), mx.array(wanted_at(trained)), *map(mx.array, rest)))
+    with machine.blas_threads(cores // len(parts)):
         mx.eval(made)
     return made
 
@@ -61,13 +92,16 @@ def measure(
 ) -> list[float]:
     """Summed nats of each sample's supervised tokens, in the order of `samples`."""
     net.eval()
-    vocabulary = net(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]  # the shape is known without computing
-    most_tokens = LOGITS_BYTES // (4 * vocabulary)
+    head = find(net)
+    most_tokens = None
+    if head is None:
+        vocabulary = net(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]  # the shape is known without computing
+        most_tokens = LOGITS_BYTES // (4 * vocabulary)
     nats = [0.0] * len(samples)
     done = 0
     for rows in in_order([len(sample.tokens) for sample in samples], batch_size, most_tokens):
         batch = make_batch(samples, rows)
-        found = in_parts(batch, lambda tokens, trained: row_nats(net, tokens, trained))
+        found = in_parts(batch, lambda tokens, wanted: row_nats(net, tokens, wanted, head))
         for row, value in zip(rows, np.concatenate([np.array(part) for part in found]), strict=True):
             nats[row] = float(value)
         done += len(rows)

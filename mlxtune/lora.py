@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlxtune.borrow import LoRALinear, LoRASwitchLinear
 
 
-class CastLoRALinear(LoRALinear):
+class CastLoRALinear(LoRALinear):  # type: ignore[misc]
     """x (…, inputs) -> W·x + scale·Bᵀ·Aᵀ·dropout(x), (…, outputs), in the type of x; gradients of A, B in float32."""
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -18,7 +18,7 @@ class CastLoRALinear(LoRALinear):
         return mx.addmm(self.linear(x), self.dropout(x) @ a, b)
 
 
-class CastLoRASwitchLinear(LoRASwitchLinear):
+class CastLoRASwitchLinear(LoRASwitchLinear):  # type: ignore[misc]
     """The same for a layer of experts: x (…, 1, 1, inputs) goes to the experts at `indices` (…, chosen)."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:

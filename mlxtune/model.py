@@ -168,10 +168,7 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     machine.configure()
     config = check(path)
     tokenizer = load_tokenizer(path, config, chat_template)
-    try:
-        net, config = borrow.load_model(path, lazy=True)
-    except MALFORMED as error:
-        raise ModelError(f"does not load: {brief(error)}", where=path, hint="download the model again") from None
+    net, config = _network(path)
     check_vocabulary(tokenizer, config.get("vocab_size"), path)
     _check_finite(net, path)
     if not stored:
@@ -179,6 +176,23 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     net.eval()
     mx.eval(net.parameters())
     return LanguageModel(net=net, tokenizer=tokenizer, config=config, path=path)
+
+
+def outline(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a folder and its config, as they are stored; no weights are read until they are used.
+
+    Raises ModelError as `load` does, but for what only the weights show.
+    """
+    check(path)
+    return _network(path)
+
+
+def _network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        net, config = borrow.load_model(path, lazy=True)
+    except MALFORMED as error:
+        raise ModelError(f"does not load: {brief(error)}", where=path, hint="download the model again") from None
+    return net, config
 
 
 def _check_finite(net: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ class Progress:
     """What a checkpoint keeps beside the arrays. Losses in nats per supervised token.
 
     `waited`: validations since the best one; `high`: updates in a row whose loss was far above the first one's;
-    `exhausted`: patience ended the training before its last update.
+    `batch_size`: rows a batch, as it was chosen; `exhausted`: patience ended the training before its last update.
     """
 
     step: int = 0
@@ -29,6 +29,7 @@ class Progress:
     trained_tokens: int = 0
     seconds: float = 0.0
     log_bytes: int = 0
+    batch_size: int = 0
 
     def updated(self, loss: float, tokens: int, seconds: float) -> bool:
         """Counts an update; whether its loss has just been far above its start for too long."""

@@ -27,11 +27,16 @@ def recomputed(net: nn.Module, wanted: bool = True) -> Iterator[None]:
 
 def _checkpointed(call: Any) -> Any:
     def run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def from_parameters(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        caches = [each for each in (*args, *kwargs.values()) if hasattr(each, "held")]
+
+        def from_arrays(parameters: Any, held: list[Any], *args: Any, **kwargs: Any) -> Any:
             layer.update(parameters)
+            for cache, arrays in zip(caches, held, strict=True):
+                cache.held = arrays
             return call(layer, *args, **kwargs)
 
-        # the trainable parameters are inputs, so that their gradients flow
-        return mx.checkpoint(from_parameters)(layer.trainable_parameters(), *args, **kwargs)
+        # the trainable parameters and what caches hold are inputs, so that their gradients flow
+        held = [cache.held for cache in caches]
+        return mx.checkpoint(from_arrays)(layer.trainable_parameters(), held, *args, **kwargs)
 
     return run

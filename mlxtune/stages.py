@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxtune import adapter, model, origin, trackers
+from mlxtune import adapter, fitting, model, origin, trackers
 from mlxtune import recipe as recipes
 from mlxtune.convert import convert
 from mlxtune.data import load
@@ -19,6 +19,7 @@ from mlxtune.data.render import Limit, Sample, render
 from mlxtune.errors import DataError, FuseError
 from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
+from mlxtune.memory import Job, Rows
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
@@ -215,6 +216,11 @@ class Stages:
 
     def load_base(self) -> LanguageModel:
         if self.base_lm is None:
+            if not self.folder.adapter.exists():  # what cannot fit is refused before anything is loaded or evaluated
+                net, config = model.outline(self.base)
+                fitting.fitted(
+                    Job.here(net, config, Rows.of([*self.samples("train"), *self.samples("valid")])), self.recipe
+                )
             assert self.tokenizer is not None  # which finds the template
             self.base_lm = model.load(self.base, chat_template=self.template)
             if not self.folder.adapter.exists():
@@ -277,10 +283,10 @@ class Stages:
         if done.first_valid_loss is None or done.best_valid_loss is None:
             return f"{done.steps} updates, loss {done.last_train_loss:.3f}, {done.tokens_per_second:.0f} tokens/s"
         early = ", stopped early" if done.stopped_early else ""
-        return (
-            f"{done.steps} updates{early}, validation loss {done.first_valid_loss:.3f} → {done.best_valid_loss:.3f} "
-            f"(best at {done.best_step}), {done.tokens_per_second:.0f} tokens/s"
-        )
+        chosen = f" of {done.grad_accumulation_steps} x {done.batch_size} rows" if self.recipe.train.fit_batch else ""
+        losses = f"{done.first_valid_loss:.3f} → {done.best_valid_loss:.3f} (best at {done.best_step})"
+        updates = f"{done.steps} updates{chosen}{early}"
+        return f"{updates}, validation loss {losses}, {done.tokens_per_second:.0f} tokens/s"
 
     def tell(self, log: StepLog, steps: int, send: Callable[[StepLog], None]) -> None:
         """Shows and draws how the training goes."""

@@ -16,10 +16,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxtune import adapter, checkpoint, generate, gradient, likelihood, machine
-from mlxtune.data.batches import make_batch
+from mlxtune import adapter, checkpoint, fitting, generate, gradient, layout, likelihood, machine, prefix
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError, WorkerLost
+from mlxtune.memory import Job, Rows
 from mlxtune.model import LanguageModel, width
 from mlxtune.noise import noisy_embeddings
 from mlxtune.optimizer import (
@@ -65,6 +65,8 @@ class TrainResult:
     peak_memory_gb: float
     trainable_parameters: int
     parameters: int
+    batch_size: int
+    grad_accumulation_steps: int
     resumed_at: int | None
     stopped_early: bool
     first_anchor_loss: float | None
@@ -93,16 +95,16 @@ def train(
     The best has the lowest validation loss of those that keep the loss on `anchor` within the forgetting budget.
     `lm.net` carries the adapter afterwards. Continues at the newest checkpoint in `out/checkpoints/`.
     Of several `workers` each calls this with the same arguments, and the first alone writes.
-    Raises DataError for samples without supervised tokens, TrainingError when the loss or gradient is not finite
-    (the last good adapter is then in `out/checkpoints/`), WorkerLost after a checkpoint when another worker has ended,
-    and Interrupted after a checkpoint when `stop` says so.
+    Raises DataError for samples without supervised tokens, MemoryShort for what cannot fit, TrainingError when the
+    loss or gradient is not finite (the last good adapter is then in `out/checkpoints/`), WorkerLost after a checkpoint
+    when another worker has ended, and Interrupted after a checkpoint when `stop` says so.
     """
     refuse_existing(RunDir(out).adapter, "--out")
     _check_samples(samples, valid)
     work = _Training(lm, samples, valid, anchor, recipe, out, on_warning, workers)
     updates = work.updates
     eval_every = recipe.train.eval_every or max(1, round(updates / 10))
-    order = gradient.update_order(samples, recipe)
+    order = gradient.update_order(samples, work.recipe)
     for _ in range(work.progress.step):
         next(order)
     if work.progress.step == 0:
@@ -166,20 +168,19 @@ class _Training:
         workers: Workers,
     ):
         self.lm, self.net, self.samples, self.valid, self.anchor = lm, lm.net, samples, valid, anchor
-        self.recipe, self.settings, self.run, self.on_warning = recipe, recipe.train, RunDir(out), on_warning
+        self.run, self.on_warning = RunDir(out), on_warning
         self.workers = workers
         self.lost: WorkerLost | None = None
         self.updates = total_updates(len(samples), recipe.train)
         self.parameters = parameter_count(lm.net)
         self.peak = peak_rate(recipe.train, recipe.lora.method, width(lm.config))
         policy = machine.policy_here(self.parameters)
-        self.pad_multiple = policy.pad_multiple
+        fitted = fitting.fitted(Job.here(lm.net, lm.config, Rows.of([*samples, *valid])), recipe, on_warning)
         self.optimizer = make_optimizer(recipe.train, recipe.lora.plus)
         targets = adapter.attach(lm, recipe.lora, recipe.seed)
         self.adapter_config = adapter.config(lm, recipe.lora, targets, recipe.data.chat_template)
         self.optimizer.init(lm.net.trainable_parameters())
-        self.value_and_grad = gradient.value_and_grad(lm.net, policy.compile)
-        self.progress = Progress()
+        self.progress = Progress(batch_size=fitted.train.batch_size)
         if workers.size > 1:
             workers.agree(_digest([*samples, *valid], self.adapter_config, recipe), "rows, models or recipes")
         self.best = self.good = adapter.trained(lm.net)
@@ -190,6 +191,11 @@ class _Training:
             self._resume()
         if workers.size > 1:
             self._follow_first()
+        # what was chosen by the memory at the start stays, also where there is more now
+        self.recipe = fitting.in_batches(recipe, self.progress.batch_size)
+        self.settings = self.recipe.train
+        self.layout = layout.choose(lm.net, samples, self.recipe, policy, workers, on_warning)
+        self.value_and_grad = gradient.value_and_grad(lm.net, policy.compile, self.layout.prefix)
         mx.reset_peak_memory()
 
     def _resume(self) -> None:
@@ -234,8 +240,12 @@ class _Training:
         self.lost.hint = f"{self.run.checkpoints} keeps what was done; {GO_ON}"
 
     def _mean_nats(self, samples: Sequence[Sample]) -> float:
+        tokens = self.layout.prefix if prefix.begin_with(samples, self.layout.prefix) else []
+        rest = prefix.without(samples, len(tokens))
+        self.net.eval()
         try:
-            return likelihood.mean_nats(self.net, samples, self.settings.batch_size, self.workers)
+            with prefix.shared(self.net, tokens):
+                return likelihood.mean_nats(self.net, rest, self.settings.batch_size, self.workers)
         except WorkerLost as error:
             self._go_on_alone(error)
             return self._mean_nats(samples)
@@ -248,7 +258,7 @@ class _Training:
         self.net.train()
         tokens = sum(self.samples[row].trained_count for part in rows for row in part)
         mine = [share for part in rows if (share := self.workers.share(part))]
-        batches = [make_batch(self.samples, part, self.pad_multiple) for part in mine]
+        batches = [self.layout.batch(part) for part in mine]
         with recomputed(self.net, self.settings.grad_checkpoint), noisy_embeddings(self.net, self.settings.neftune):
             try:
                 loss, found = gradient.token_weighted(self.value_and_grad, self.net, batches, tokens, self.workers)
@@ -364,6 +374,8 @@ class _Training:
             peak_memory_gb=mx.get_peak_memory() / 1e9,
             trainable_parameters=sum(value.size for value in self.best.values()),
             parameters=self.parameters,
+            batch_size=self.settings.batch_size,
+            grad_accumulation_steps=self.settings.grad_accumulation_steps,
             resumed_at=self.resumed_at,
             stopped_early=progress.exhausted and progress.step < self.updates,
             first_anchor_loss=progress.first_anchor_loss,

@@ -1,6 +1,6 @@
 """The process under fire: loads once and forks for each case, as training needs seconds to start and a fork needs none.
 
-It is started by `test_faults.py` with the shim of `faults.c` preloaded.
+It is started by `forks.py` with the shim of `faults.c` preloaded.
 """
 
 import ctypes
@@ -8,11 +8,14 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+HEAVY = {"cli": "mlxtune.pipeline", "train": "mlxtune.train"}  # what a task imports
 
 
 def serve() -> None:
@@ -25,8 +28,8 @@ def serve() -> None:
     shim.faults_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char, ctypes.c_char_p]
     for line in sys.stdin:
         request = json.loads(line)
-        if request["task"] == "cli":
-            importlib.import_module("mlxtune.pipeline")  # once for all, and not where a small process does
+        if request["task"] in HEAVY:
+            importlib.import_module(HEAVY[request["task"]])  # once for all, and not where a small process does
         child = os.fork()
         if child == 0:
             perform(request, tasks, shim)
@@ -106,6 +109,31 @@ def make_tasks() -> dict[str, Callable[..., None]]:
         os.chdir(folder.parent)
         main(list(args))
 
+    def train(
+        folder: Path,
+        base: str,
+        samples: list[dict[str, Any]],
+        valid: list[dict[str, Any]],
+        seed: int,
+        lora: dict[str, Any],
+        settings: dict[str, Any],
+        death: int,
+    ) -> None:
+        """Trains in `folder`; dies when update `death` is done and logged, but not saved."""
+        from mlxtune import model
+        from mlxtune.data.render import Sample
+        from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
+        from mlxtune.steplog import StepLog
+        from mlxtune.train import train
+
+        def die(line: StepLog, steps: int) -> None:
+            if line.step == death:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        rows, held_out = ([Sample(**each) for each in part] for part in (samples, valid))
+        recipe = Recipe(seed=seed, lora=LoraRecipe(**lora), train=TrainRecipe(**settings))
+        train(model.load(Path(base)), rows, held_out, recipe, folder, on_step=die)
+
     return {
         "save": save,
         "save in place": save_in_place,
@@ -113,6 +141,7 @@ def make_tasks() -> dict[str, Callable[..., None]]:
         "write": write,
         "log": log,
         "cli": cli,
+        "train": train,
     }
 
 

@@ -1,7 +1,9 @@
 """The likelihood against float64 from the same logits: nats, gradients, and padding that changes nothing."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,10 +12,14 @@ import numpy.typing as npt
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxtune import adapter, likelihood, machine, model
+from mlxtune import adapter, head, likelihood, machine, model
+from mlxtune.borrow import LoRALinear
 from mlxtune.data.batches import Batch, make_batch
 from mlxtune.data.render import Sample
+from mlxtune.noise import noisy_embeddings
 from mlxtune.recipe import LoraRecipe
+from mlxtune.recompute import recomputed
+from tests import zoo
 
 # rows of several lengths with gaps in what is learned, as in a chat of two answers
 SAMPLES = [
@@ -34,6 +40,10 @@ class Fixed(nn.Module):
     def __call__(self, tokens: mx.array) -> mx.array:
         assert tokens.shape == self.logits.shape[:2]
         return self.logits
+
+
+def wanted(trained: npt.ArrayLike) -> mx.array:
+    return mx.array(likelihood.wanted_at(np.asarray(trained)))
 
 
 def log_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -63,7 +73,7 @@ def widened(batch: Batch, columns: int) -> Batch:
 
 
 def nats_of(net: nn.Module, batch: Batch) -> mx.array:
-    return likelihood.row_nats(net, mx.array(batch.tokens), mx.array(batch.trained))
+    return likelihood.row_nats(net, mx.array(batch.tokens), wanted(batch.trained), learn=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +94,12 @@ def test_nats_of_the_embedded_model(lm: model.LanguageModel, batch: Batch) -> No
 def test_nats_by_hand() -> None:
     # softmax of (0, 0, ln 2) is (1/4, 1/4, 1/2): ln 4 for the first, ln 2 for the second
     logits = mx.array([[[0.0, 0.0, np.log(2.0)], [0.0, 0.0, np.log(2.0)]]])
-    tokens, trained = mx.array([[0, 1, 2]]), mx.array([[True, True, True]])
-    nats = likelihood.row_nats(Fixed(logits), tokens, trained)
+    tokens = mx.array([[0, 1, 2]])
+    nats = likelihood.row_nats(Fixed(logits), tokens, wanted([[True, True, True]]))
     np.testing.assert_allclose(nats, [np.log(4) + np.log(2)], rtol=1e-6)
-    nats = likelihood.row_nats(Fixed(logits), tokens, mx.array([[True, False, True]]))
+    nats = likelihood.row_nats(Fixed(logits), tokens, wanted([[True, False, True]]))
     np.testing.assert_allclose(nats, [np.log(2)], rtol=1e-6)
-    assert likelihood.row_nats(Fixed(logits), tokens, mx.array([[True, False, False]])).item() == 0.0
+    assert likelihood.row_nats(Fixed(logits), tokens, wanted([[True, False, False]])).item() == 0.0
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
@@ -181,3 +191,123 @@ def test_another_thread_measures_too(tiny: Path, monkeypatch: pytest.MonkeyPatch
     here = likelihood.measure(net, SAMPLES)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(likelihood.measure, net, SAMPLES).result() == here
+
+
+def test_places_of_supervised_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = np.array([[True, False, True, True], [False, True, False, False], [True, False, False, False]])
+    assert likelihood.wanted_at(trained).tolist() == [1, 2, 3]
+    assert likelihood.wanted_at(trained[2:]).tolist() == [-1]  # MLX is not asked for arrays without elements
+    monkeypatch.setattr(machine, "device_kind", lambda: "metal")  # where each new shape is compiled
+    assert likelihood.wanted_at(trained).tolist() == [1, 2, 3, -1]
+    assert likelihood.wanted_at(np.ones((1, 4))).tolist() == [0, 1, 2]
+
+
+def whole_nats(net: nn.Module, batch: Batch) -> mx.array:
+    """The plain way: all logits (B, T-1, V), in the formula's own order."""
+    logits = net(mx.array(batch.tokens[:, :-1])).astype(mx.float32)
+    logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = mx.take_along_axis(logs, mx.array(batch.tokens[:, 1:, None]), axis=-1).squeeze(-1)
+    return -mx.where(mx.array(batch.trained[:, 1:]), chosen, 0.0).sum(axis=-1)
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    """Between two gradients, relative to the largest element."""
+    one, other = dict(tree_flatten(found)), dict(tree_flatten(expected))
+    assert one.keys() == other.keys()
+    differences = [float(mx.abs(one[name] - other[name]).max()) for name in other]
+    return max(differences) / max(float(mx.abs(each).max()) for each in other.values())
+
+
+ZOO_BATCH = Batch(
+    np.random.default_rng(0).integers(0, zoo.VOCABULARY, (3, 13)).astype(np.int32),
+    np.random.default_rng(1).random((3, 13)) < 0.4,
+    [0, 1, 2],
+)
+
+
+@pytest.mark.parametrize("chunk", [2**26, 4 * zoo.VOCABULARY * 4], ids=["at once", "chunks of 4"])
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_every_architecture_keeps_nats_and_gradients(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "chunk_bytes", lambda device: chunk)
+    net = zoo.build(name)
+    net.freeze()
+    for block in net.layers:
+        block.unfreeze()
+    found = head.find(net)
+    tokens, places = mx.array(ZOO_BATCH.tokens), wanted(ZOO_BATCH.trained)
+    expected = whole_nats(net, ZOO_BATCH)
+    np.testing.assert_allclose(likelihood.row_nats(net, tokens, places, found), expected, rtol=1e-5)
+    _, gradient = nn.value_and_grad(net, lambda: whole_nats(net, ZOO_BATCH).sum())()
+    learned = nn.value_and_grad(net, lambda: likelihood.row_nats(net, tokens, places, found, learn=True).sum())
+    nats, own = learned()
+    np.testing.assert_allclose(nats.item(), expected.sum().item(), rtol=1e-5)
+    assert largest_difference(own, gradient) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "quantized"])
+def test_a_head_that_is_trained_or_quantized(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "chunk_bytes", lambda device: 4 * zoo.VOCABULARY * 4)
+    net = zoo.build("cohere" if kind == "full" else "llama")  # cohere's head is its embeddings
+    if kind != "full":
+        net.freeze()
+        layer = net.layers[0].self_attn
+        layer.q_proj = LoRALinear.from_base(layer.q_proj)
+        layer.q_proj.lora_b = mx.random.normal(layer.q_proj.lora_b.shape)
+    if kind == "adapter":
+        net.lm_head = LoRALinear.from_base(net.lm_head)
+        net.lm_head.lora_b = mx.random.normal(net.lm_head.lora_b.shape)
+    if kind == "quantized":
+        nn.quantize(net, 32, 8, class_predicate=lambda path, _: path == "lm_head")
+    found = head.find(net)
+    assert found is not None
+    assert found.frozen == (kind == "quantized")
+    tokens, places = mx.array(ZOO_BATCH.tokens), wanted(ZOO_BATCH.trained)
+    _, gradient = nn.value_and_grad(net, lambda: whole_nats(net, ZOO_BATCH).sum())()
+    learned = nn.value_and_grad(net, lambda: likelihood.row_nats(net, tokens, places, found, learn=True).sum())
+    nats, own = learned()
+    np.testing.assert_allclose(nats.item(), whole_nats(net, ZOO_BATCH).sum().item(), rtol=1e-5)
+    assert largest_difference(own, gradient) <= 1e-5
+
+
+def test_checkpointing_and_noise_go_with_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = zoo.build("llama")
+    net.freeze()
+    for block in net.layers:
+        block.unfreeze()
+    found = head.find(net)
+    tokens, places = mx.array(ZOO_BATCH.tokens), wanted(ZOO_BATCH.trained)
+
+    def gradient(chunk: int, checkpointed: bool) -> Any:
+        monkeypatch.setattr(machine, "chunk_bytes", lambda device: chunk)
+        mx.random.seed(5)
+        with recomputed(net, checkpointed), noisy_embeddings(net, 5.0):
+            made = nn.value_and_grad(net, lambda: likelihood.row_nats(net, tokens, places, found, learn=True).sum())
+            return made()[1]
+
+    expected = gradient(2**26, False)
+    assert largest_difference(gradient(4 * zoo.VOCABULARY * 4, False), expected) <= 1e-5
+    assert largest_difference(gradient(4 * zoo.VOCABULARY * 4, True), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_the_logits_of_a_large_vocabulary_are_never_whole(learn: bool) -> None:
+    vocabulary, rows, width = 65_536, 8, 128
+    net = zoo.build("llama", vocab_size=vocabulary)
+    net.freeze()
+    net.layers[0].unfreeze()
+    found = head.find(net)
+    random = np.random.default_rng(0)
+    tokens = mx.array(random.integers(0, vocabulary, (rows, width)).astype(np.int32))
+    places = wanted(random.random((rows, width)) < 0.1)
+
+    def peak(make: Callable[[], Any]) -> int:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(make())
+        return mx.get_peak_memory() - before
+
+    def nats() -> mx.array:
+        return likelihood.row_nats(net, tokens, places, found, learn=learn).sum()
+
+    used = peak(nn.value_and_grad(net, nats) if learn else nats)
+    assert used < 0.5 * rows * width * vocabulary * 4  # half of the float32 logits of all tokens, once

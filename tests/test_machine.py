@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlxtune import machine
-from mlxtune.machine import ComputePolicy
+from mlxtune.machine import ComputePolicy, MemoryLimits
 
 GB = 10**9
 
@@ -49,12 +49,70 @@ def test_a_batch_is_split_over_the_cores_of_a_cpu(device: str, cores: int, parts
     assert machine.batch_parts(device, cores) == parts
 
 
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ([], 16 * GB),
+        (["max\n"], 16 * GB),
+        (["4000000000\n"], 4 * GB),
+        (["9223372036854771712\n", "5000000000"], 5 * GB),
+        (["0"], 16 * GB),
+    ],
+)
+def test_a_container_limits_the_memory(limits: list[str], left: int) -> None:
+    assert machine.least_memory(16 * GB, limits) == left
+
+
+@pytest.mark.parametrize(
+    ("device", "memory_bytes", "device_memory_bytes", "usable"),
+    [
+        ("cpu", 16 * GB, 16 * GB, 14_400_000_000),
+        ("cpu", 4 * GB, 4 * GB, 3 * GB),
+        ("cpu", GB // 2, GB // 2, 0),
+        ("metal", 16 * GB, 11 * GB, 11 * GB),
+        ("cuda", 128 * GB, 80 * GB, 76 * GB),
+    ],
+)
+def test_what_may_be_held_at_once(device: str, memory_bytes: int, device_memory_bytes: int, usable: int) -> None:
+    assert usable == machine.usable_bytes(
+        device=device, memory_bytes=memory_bytes, device_memory_bytes=device_memory_bytes
+    )
+
+
+def test_limits_on_metal_follow_from_the_working_set() -> None:
+    limits = MemoryLimits(wired=12 * GB, memory=12 * GB, cache=3 * GB)
+    assert machine.memory_limits(device="metal", working_set_bytes=12 * GB) == limits
+    assert machine.memory_limits(device="metal", working_set_bytes=0) is None  # a system that recommends none
+    assert machine.memory_limits(device="cpu", working_set_bytes=12 * GB) is None
+    assert machine.memory_limits(device="cuda", working_set_bytes=12 * GB) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "info", "set_to"),
+    [
+        ("metal", {"max_recommended_working_set_size": 8 * GB, "memory_size": 16 * GB}, [8 * GB, 8 * GB, 2 * GB]),
+        ("cuda", {"total_memory": 80 * GB}, []),
+        ("cpu", {}, []),
+    ],
+)
+def test_configure_sets_the_limits_on_metal_only(
+    monkeypatch: pytest.MonkeyPatch, device: str, info: dict[str, int], set_to: list[int]
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(machine, "device_kind", lambda: device)
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    for name in ("set_wired_limit", "set_memory_limit", "set_cache_limit"):
+        monkeypatch.setattr(mx, name, calls.append)
+    machine.configure()
+    assert calls == set_to
+
+
 def test_the_facts_of_this_machine() -> None:
     found = machine.facts()
     assert found.device == machine.device_kind()
     assert found.system == f"{platform.system()} {platform.release()}"
     assert found.cores == machine.usable_cores()
-    assert found.memory_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < found.memory_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert found.device_memory_bytes > 0
     assert found.mlx_version == metadata.version("mlx")
     assert found.blas == machine.blas_name()
@@ -222,3 +280,24 @@ print(machine.measure_matmul_gflops(size=512, seconds=1))
 def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.facts().compiler is None
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "after", "pays"),
+    [("cpu", 100, 80, True), ("cpu", 100, 81, False), ("metal", 100, 75, True), ("cuda", 100, 76, False)],
+)
+def test_where_packing_pays(device: str, before: int, after: int, pays: bool) -> None:
+    assert machine.packing_pays(device, before, after) == pays
+
+
+@pytest.mark.parametrize(
+    ("prefix", "rest", "lines", "pays"),
+    [(96, 32, 4, True), (96, 32, 2, True), (96, 32, 1, False), (63, 1, 4, False), (64, 400, 4, False)],
+)
+def test_where_sharing_the_beginning_pays(prefix: int, rest: int, lines: int, pays: bool) -> None:
+    assert machine.sharing_pays(prefix, rest, lines) == pays
+
+
+def test_places_are_padded_where_each_number_is_compiled() -> None:
+    assert [machine.padded_count(count, 100, "cpu") for count in (0, 1, 5, 100)] == [1, 1, 5, 100]
+    assert [machine.padded_count(count, 100, "metal") for count in (0, 1, 5, 64, 65)] == [1, 1, 8, 64, 100]

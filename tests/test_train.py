@@ -17,7 +17,8 @@ from mlxtune import adapter, checkpoint, gradient, likelihood, machine, model
 from mlxtune import train as trainer
 from mlxtune.data.batches import epoch_order, make_batch
 from mlxtune.data.render import Sample
-from mlxtune.errors import DataError, Interrupted, OutputError, TrainingError
+from mlxtune.errors import DataError, Interrupted, MemoryShort, OutputError, TrainingError
+from mlxtune.memory import Job, Rows
 from mlxtune.noise import noisy_embeddings
 from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
 from mlxtune.train import train
@@ -185,46 +186,16 @@ def test_the_same_seed_gives_the_same_adapter(load: Callable[[], model.LanguageM
     assert not same(one, other)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "muon", "lion"])
-def test_an_interrupted_run_ends_with_the_same_adapter(
-    load: Callable[[], model.LanguageModel], tmp_path: Path, optimizer: str
-) -> None:
-    settings = recipe(
-        LoraRecipe(rank=4, dropout=0.1), optimizer=optimizer, grad_accumulation_steps=2, batch_size=2, save_every=2
-    )
-    train(load(), SAMPLES, VALID, settings, tmp_path / "whole")
-    steps: list[int] = []
-    with pytest.raises(Interrupted) as stopped:
-        train(
-            load(),
-            SAMPLES,
-            VALID,
-            settings,
-            tmp_path / "broken",
-            on_step=lambda line, _: steps.append(line.step),
-            stop=lambda: signal.SIGTERM if len(steps) == 3 else None,
-        )
-    assert stopped.value.exit_code == 143
-    assert steps == [1, 2, 3]
-    assert not (tmp_path / "broken" / "adapter").exists()
-    result = train(load(), SAMPLES, VALID, settings, tmp_path / "broken")
-    assert result.resumed_at == 3
-    assert same(adapters(tmp_path / "whole"), adapters(tmp_path / "broken"))
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "broken")]
-    losses = [[(json.loads(line)["step"], json.loads(line)["valid_loss"]) for line in log] for log in logs]
-    assert losses[0] == losses[1]
-
-
 def test_nan_stops_with_the_last_good_adapter(
     load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = likelihood.row_nats
     calls = 0
 
-    def poisoned(net: nn.Module, tokens: mx.array, trained: mx.array) -> mx.array:
+    def poisoned(*args: Any, **kwargs: Any) -> mx.array:
         nonlocal calls
         calls += 1
-        return real(net, tokens, trained) * (float("nan") if calls == 4 else 1.0)
+        return real(*args, **kwargs) * (float("nan") if calls == 4 else 1.0)
 
     monkeypatch.setattr(trainer.likelihood, "row_nats", poisoned)
     monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 1)  # so that each update is one call
@@ -299,6 +270,33 @@ def test_checkpoints_of_another_shape_are_refused(load: Callable[[], model.Langu
         train(load(), SAMPLES, VALID, recipe(LoraRecipe(rank=8)), tmp_path)
 
 
+def test_a_batch_that_fits_is_chosen_once(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = recipe(batch_size=2, grad_accumulation_steps=2)
+    train(load(), SAMPLES, VALID, by_hand, tmp_path / "by hand")
+    lm = load()
+    needed = Job.here(lm.net, lm.config, Rows.of([*SAMPLES, *VALID])).peak(by_hand).training
+    monkeypatch.setattr(machine, "usable_here", lambda: needed)
+    wanted, out = recipe(batch_size=4, fit_batch=True), tmp_path / "auto"
+    with pytest.raises(Interrupted):
+        train(lm, SAMPLES, VALID, wanted, out, stop=lambda: signal.SIGINT)
+    monkeypatch.setattr(machine, "usable_here", lambda: 10**9)  # it goes on as it began
+    result = train(load(), SAMPLES, VALID, wanted, out)
+    assert (result.batch_size, result.grad_accumulation_steps, result.resumed_at) == (2, 2, 1)
+    assert same(adapters(out), adapters(tmp_path / "by hand"))
+    assert train(load(), SAMPLES, VALID, wanted, tmp_path / "more").batch_size == 4
+
+
+def test_what_cannot_fit_is_refused_at_once(
+    load: Callable[[], model.LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "usable_here", lambda: 10**6)
+    with pytest.raises(MemoryShort, match="training takes about .* MB of memory, and has 1.0 MB"):
+        train(load(), SAMPLES, VALID, recipe(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_validation_rows_the_last_adapter_is_kept(
     load: Callable[[], model.LanguageModel], tmp_path: Path
 ) -> None:
@@ -341,27 +339,6 @@ def test_compiled_training_gives_the_same_adapter(
         mx.disable_compile()
     plain, compiled = adapters(tmp_path / "plain"), adapters(tmp_path / "compiled")
     assert all(np.allclose(plain[name], compiled[name], atol=1e-4) for name in plain)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "adafactor", "muon"])
-@pytest.mark.parametrize("method", ["lora", "dora", "full"])
-@pytest.mark.parametrize("extra", ["dropout", "accumulation", "neftune"])
-def test_a_stopped_run_ends_with_the_same_bits(
-    load: Callable[[], model.LanguageModel], tmp_path: Path, optimizer: str, method: str, extra: str
-) -> None:
-    settings: dict[str, Any] = {"optimizer": optimizer, "iters": 4, "eval_every": 2, "show_answer": False}
-    settings |= {"neftune": 5.0} if extra == "neftune" else {}
-    settings |= {"grad_accumulation_steps": 2} if extra == "accumulation" else {}
-    lora = LoraRecipe(method=method, rank=4, dropout=0.2 if extra == "dropout" else 0.0)
-    wanted = recipe(lora, learning_rate=1e-4, **settings)
-    train(load(), SAMPLES, VALID, wanted, tmp_path / "whole")
-    stops = iter([None, signal.SIGTERM])
-    with pytest.raises(Interrupted):
-        train(load(), SAMPLES, VALID, wanted, tmp_path / "stopped", stop=lambda: next(stops))
-    result = train(load(), SAMPLES, VALID, wanted, tmp_path / "stopped")
-    assert result.resumed_at == 2
-    whole, stopped = (tmp_path / name / "adapter" / "adapters.safetensors" for name in ("whole", "stopped"))
-    assert whole.read_bytes() == stopped.read_bytes()
 
 
 def test_neftune_is_noise_of_the_right_size_and_leaves_nothing(load: Callable[[], model.LanguageModel]) -> None:

@@ -40,7 +40,21 @@ def _option(key: str, flag: str, each: Any, hint: Any) -> Callable[[Command], Co
     if kinds[0] is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
     metavar = "|".join(each.metadata["choices"] or ()) or {int: "N", float: "X"}.get(kinds[0], "TEXT")
-    return click.option(flag, name, type=kinds[0], default=None, metavar=metavar, help=text)
+    kind = _OrAuto(kinds[0]) if each.metadata["auto"] else kinds[0]
+    return click.option(
+        flag, name, type=kind, default=None, metavar=metavar + "|auto" * (kind is not kinds[0]), help=text
+    )
+
+
+class _OrAuto(click.ParamType):  # type: ignore[type-arg]
+    """A value of a plain type, or `auto`."""
+
+    def __init__(self, kind: Any):
+        self.kind = click.types.convert_type(kind)
+        self.name = self.kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else self.kind.convert(value, param, ctx)
 
 
 def _parameter(key: str) -> str:

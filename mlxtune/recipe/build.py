@@ -54,12 +54,13 @@ def build(values: Mapping[str, Any], *, where: str = "recipe", settings: Mapping
     one), a wrong type or a value out of range.
     """
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    wanted = {key: _setting(key, value) for key, value in (settings or {}).items()}
+    wanted = {key: _setting(key, value) for key, value in _without_auto(settings or {}).items()}
     for key, value in wanted.items():
         if "." not in key:
             merged[key] = dict(value) if isinstance(value, Mapping) else value
     if isinstance(merged.get("data"), str):
         merged["data"] = {"path": merged["data"]}
+    _switch_auto(merged)
     for one, other in EXCLUSIVE:
         _make_way(merged, wanted, one, other)
         _make_way(merged, wanted, other, one)
@@ -76,6 +77,32 @@ def build(values: Mapping[str, Any], *, where: str = "recipe", settings: Mapping
     recipe = typing.cast(Recipe, _section(Recipe, merged, "", where))
     _check_together(recipe, where)
     return recipe
+
+
+def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the command line with the switch on in place of a value `auto`, and off beside another value."""
+    made = dict(settings)
+    for key, switch in _automatic():
+        if key in settings:
+            made.setdefault(switch, settings[key] == "auto")
+            if settings[key] == "auto":
+                del made[key]
+    return made
+
+
+def _switch_auto(merged: dict[str, Any]) -> None:
+    """Turns on the switch of each value `auto` in `merged`, in place of it."""
+    for key, switch in _automatic():
+        section, _, name = key.partition(".")
+        inner = merged.get(section)
+        if isinstance(inner, dict) and inner.get(name) == "auto":
+            del inner[name]
+            inner[switch.partition(".")[2]] = True
+
+
+def _automatic() -> list[tuple[str, str]]:
+    """Each setting that may be `auto`, with its switch, by their dotted keys."""
+    return [(key, each.metadata["auto"]) for key, (each, _) in all_settings().items() if each.metadata["auto"]]
 
 
 def _make_way(merged: dict[str, Any], wanted: Mapping[str, Any], new: str, old: str) -> None:

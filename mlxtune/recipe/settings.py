@@ -25,9 +25,13 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     flag: str | None = None,
+    auto: str | None = None,
 ) -> Any:
-    """A field of the recipe: default, help, the allowed range (`low <= v <= high`, `v > above`), and its flag."""
-    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "flag": flag}
+    """A field of the recipe: default, help, the allowed range (`low <= v <= high`, `v > above`), and its flag.
+
+    `auto` is the dotted key of a switch that the value `auto` turns on, while the field itself stays as it is.
+    """
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "flag": flag, "auto": auto}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -87,7 +91,12 @@ class LoraRecipe:
 class TrainRecipe:
     iters: int | None = setting(None, "optimizer updates; null: by epochs", low=1, flag="--iters")
     epochs: float | None = setting(None, "passes over the rows; null: 3 unless iters is set", above=0, flag="--epochs")
-    batch_size: int = setting(8, "rows a batch", low=1, flag="--batch-size")
+    batch_size: int = setting(
+        8, "rows a batch; auto: as many as fit, see fit_batch", low=1, flag="--batch-size", auto="train.fit_batch"
+    )
+    fit_batch: bool = setting(
+        False, "split an update's rows (batch_size x grad_accumulation_steps) into the largest batches that fit"
+    )
     grad_accumulation_steps: int = setting(1, "batches an optimizer update", low=1, flag="--grad-accumulation-steps")
     learning_rate: float | None = setting(
         None, "peak learning rate; null: 2e-4, more for narrow models, less for full", above=0, flag="--learning-rate"
@@ -102,6 +111,14 @@ class TrainRecipe:
         None, "NEFTune: strength of the noise on the embeddings while training, such as 5; null: none", above=0
     )
     max_seq_length: int = setting(2048, "longest row in tokens", low=2, flag="--max-seq-length")
+    packing: str = setting(
+        "auto", "several short rows in a line, kept apart; auto: where that is faster", choices=("auto", "on", "off")
+    )
+    share_prefix: str = setting(
+        "auto",
+        "compute the tokens that all rows begin with once a batch; auto: where that is faster",
+        choices=("auto", "on", "off"),
+    )
     eval_every: int | None = setting(
         None, "updates between validations; null: ten a run", low=1, flag="--steps-per-eval"
     )

@@ -58,6 +58,8 @@ def test_file_then_flags_then_set(tmp_path: Path) -> None:
         (["--mask-prompt"], {"data": {"mask_prompt": True}}),
         (["--learning-rate", "1e-5", "--save-every", "9"], {"train": {"learning_rate": 1e-5, "save_every": 9}}),
         (["--q-bits", "8"], {"quantize": {"bits": 8}}),
+        (["--batch-size", "auto"], {"train": {"fit_batch": True}}),
+        (["--set", "train.batch_size=auto"], {"train": {"fit_batch": True}}),
         (["--q-mode", "mxfp4"], {"quantize": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}),
         (["--grad-checkpoint", "--num-layers", "2"], {"train": {"grad_checkpoint": True}, "lora": {"num_layers": 2}}),
         (["--dequantize"], {"fuse": {"dequantize": True}}),

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxtune import recipe
+from mlxtune import machine, recipe
 from mlxtune.cli import display
 from mlxtune.tokenizer import PLAIN_TEMPLATE
 
@@ -396,3 +396,34 @@ def test_gradient_checkpointing_saves_memory(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         peaks.append(json.loads(done.stdout)["training"]["peak_memory_gb"])
     assert peaks[1] < 0.75 * peaks[0]
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(
+    invoke: Invoke,
+    write_rows: WriteRows,
+    listing: Listing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_weights: None,
+) -> None:
+    data = write_rows(tmp_path / "d.jsonl", 30)
+    before = listing(tmp_path)
+    monkeypatch.setattr(machine, "usable_here", lambda: 15_000_000)
+    code, out, err = invoke("train", "--data", data, "--out", tmp_path / "run", *SHORT)
+    assert (code, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert line.startswith("error: training takes about ")
+    assert " of memory, and has 15.0 MB; what fits: `--batch-size 1 --grad-accumulation-steps 4` (" in line
+    assert listing(tmp_path) == before
+
+
+def test_a_batch_that_fits(invoke: Invoke, write_rows: WriteRows, tmp_path: Path) -> None:
+    data, run = write_rows(tmp_path / "d.jsonl", 30), tmp_path / "run"
+    args = ["train", "--data", data, "--out", run, "--iters", "2", "--batch-size", "auto"]
+    code, _, err = invoke(*args)
+    assert code == 0
+    assert recipe.load(run / "recipe.yaml").train == recipe.TrainRecipe(iters=2, fit_batch=True)
+    training = json.loads((run / "adapter" / "training.json").read_text())
+    assert (training["batch_size"], training["grad_accumulation_steps"]) == (8, 1)
+    assert " 2 updates of 1 x 8 rows, validation loss " in err
+    assert invoke(*args)[0] == 0

@@ -78,6 +78,20 @@ def test_what_is_piped_in_is_a_file_of_everything(monkeypatch: pytest.MonkeyPatc
     assert all(row.file == "stdin" for part in splits.values() for row, _ in part)
 
 
+def test_an_anchor_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").write_text(" \n")
+    for name, said in (
+        ("gone.txt", "cannot be read: No such file"),
+        ("latin.txt", "is not UTF-8"),
+        ("empty.txt", "has no"),
+    ):
+        with pytest.raises(DataError, match=f"{name}: {said}"):
+            load.anchor_text(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"^~no_such_user/a.txt: cannot be read: Could not determine home"):
+        load.anchor_text("~no_such_user/a.txt")
+
+
 def test_columns_may_be_named_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,category\nWhere is it?,late\n")

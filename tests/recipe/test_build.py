@@ -198,3 +198,17 @@ def test_a_setting_removes_what_it_excludes_from_the_file() -> None:
 )
 def test_a_wrong_setting_is_not_blamed_on_the_file(settings: dict[str, Any], line: str) -> None:
     assert mistake({}, settings) == line
+
+
+def test_auto_turns_on_its_switch() -> None:
+    made = recipe.build({"train": {"batch_size": "auto", "grad_accumulation_steps": 2}})
+    assert made.train == recipe.TrainRecipe(fit_batch=True, grad_accumulation_steps=2)
+    assert recipe.build(recipe.to_dict(made)) == made
+    assert recipe.build(
+        {"train": {"batch_size": 32}}, settings={"train.batch_size": "auto"}
+    ).train == recipe.TrainRecipe(batch_size=32, fit_batch=True)
+    assert recipe.build(
+        {"train": {"batch_size": "auto"}}, settings={"train.batch_size": 4}
+    ).train == recipe.TrainRecipe(batch_size=4)
+    both = {"train.batch_size": 4, "train.fit_batch": True}
+    assert recipe.build({}, settings=both).train == recipe.TrainRecipe(batch_size=4, fit_batch=True)
