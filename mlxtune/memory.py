@@ -27,13 +27,13 @@ OTHER_STATES = 1
 OUTWARD = {"o_proj", "out_proj", "dense", "wo", "c_proj", "down_proj", "fc2", "w2", "dense_4h_to_h"}
 
 # Measured, on the configurations that `scripts/bench_memory.py` fits with. MLX's main thread hands out operations
-# ahead of those that compute, and what these will free is held so long: in the backward pass through blocks, in units
-# of what a block keeps, once in any case and once where blocks are computed again;
-AHEAD_BLOCKS, AGAIN_BLOCKS = 1.0, 1.4
-AHEAD_ARRAYS = 16  # in an optimizer's update, in arrays of what is trained;
-AHEAD_CHUNKS = 2  # and in the loss, in chunks of logits.
-# float32 logits, what becomes of them in the loss, and their gradients, breadth first and in MLX's usual order
-LOGITS_COPIES, LOGITS_COPIES_SAVING = 5.0, 3.1
+# ahead of those that compute, and what these will free is held so long: in the backward pass, a block's activations
+# once more, or where blocks are computed again, 1.4 times; in an optimizer's update, so many arrays of what is trained.
+AHEAD_BLOCKS, AGAIN_BLOCKS, AHEAD_ARRAYS = 1.0, 1.4, 16
+# Of float32 logits: they, what becomes of them in the loss and their gradients; where they are made in chunks, so many
+# chunks at most. `SAVING`: in MLX's usual order, which gradient checkpointing takes (see `machine.configure`).
+LOGITS_COPIES, SAVING_LOGITS_COPIES = 5.0, 3.1
+CHUNKS, SAVING_CHUNKS = 13, 10
 LATE = 0.6  # share of what blocks keep that is still held when, breadth first, gradients are computed at the end
 
 
@@ -263,12 +263,13 @@ def predict(network: Network, recipe: Recipe, rows: Rows, place: Place) -> Peak:
 
 
 def _logits(network: Network, recipe: Recipe, supervised: int, parts: int, place: Place) -> float:
-    """Bytes of the loss: of all supervised positions where the head is trained, else of as many as are in flight."""
-    positions = -(-supervised // parts)
-    if recipe.lora.method != "full" or recipe.lora.num_layers != -1:
-        positions = min(positions, AHEAD_CHUNKS * chunk_size(network.vocabulary, place.chunk_bytes))
-    copies = LOGITS_COPIES_SAVING if recipe.train.grad_checkpoint else LOGITS_COPIES
-    return 4 * copies * parts * positions * network.vocabulary
+    """Bytes of the loss at `supervised` positions; in chunks where there are more, unless the head is trained."""
+    saving = recipe.train.grad_checkpoint
+    whole = 4 * network.vocabulary * supervised * (SAVING_LOGITS_COPIES if saving else LOGITS_COPIES)
+    trained_head = recipe.lora.method == "full" and recipe.lora.num_layers == -1
+    if trained_head or supervised <= parts * chunk_size(network.vocabulary, place.chunk_bytes):
+        return whole
+    return min(whole, place.chunk_bytes * (SAVING_CHUNKS if saving else CHUNKS))
 
 
 def _made_dense(network: Network, lora: LoraRecipe) -> float:

@@ -12,7 +12,8 @@ class Progress:
     """What a checkpoint keeps beside the arrays. Losses in nats per supervised token.
 
     `waited`: validations since the best one; `high`: updates in a row whose loss was far above the first one's;
-    `batch_size`: rows a batch, as it was chosen; `exhausted`: patience ended the training before its last update.
+    `unlogged_…`: what the updates since the last line of the log add up to; `batch_size`: rows a batch, as it was
+    chosen; `exhausted`: patience ended the training before its last update.
     """
 
     step: int = 0
@@ -28,6 +29,9 @@ class Progress:
     exhausted: bool = False
     trained_tokens: int = 0
     seconds: float = 0.0
+    unlogged_nats: float = 0.0
+    unlogged_tokens: int = 0
+    unlogged_seconds: float = 0.0
     log_bytes: int = 0
     batch_size: int = 0
 
@@ -36,11 +40,19 @@ class Progress:
         self.step += 1
         self.trained_tokens += tokens
         self.seconds += seconds
+        self.unlogged_nats += loss * tokens
+        self.unlogged_tokens += tokens
+        self.unlogged_seconds += seconds
         self.last_train_loss = loss
         if self.first_train_loss is None:
             self.first_train_loss = loss
         self.high = self.high + 1 if loss > HIGH * self.first_train_loss else 0
         return self.high == HIGH_UPDATES
+
+    def logged(self, log_bytes: int) -> None:
+        """Counts a line of the log, which is so long now."""
+        self.log_bytes = log_bytes
+        self.unlogged_nats, self.unlogged_tokens, self.unlogged_seconds = 0.0, 0, 0.0
 
     def validated(self, loss: float, anchor_loss: float | None, settings: TrainRecipe) -> bool:
         """Counts a validation; whether it is the best so far of those within the forgetting budget."""

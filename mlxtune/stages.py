@@ -262,10 +262,11 @@ class Stages:
     def train(self) -> str:
         lm = self.load_base()
         self.base_lm = None
-        chats = any(sample.answer is not None for sample in self.samples("train"))
-        data = replace(self.recipe.data, chat_template=self.template if chats else self.recipe.data.chat_template)
         report_to = self.recipe.train.report_to if self.workers.first else []
-        with trackers.opened(report_to, self.folder, self.recipe) as send:
+        # before any progress line: what the trackers write would stand behind it
+        with trackers.opened(report_to, self.folder, self.recipe, self.warn) as send:
+            chats = any(sample.answer is not None for sample in self.samples("train"))
+            data = replace(self.recipe.data, chat_template=self.template if chats else self.recipe.data.chat_template)
             done = train(
                 lm,
                 self.samples("train"),
@@ -274,7 +275,7 @@ class Stages:
                 self.folder.root,
                 anchor=self.anchor(),
                 on_step=lambda log, steps: self.tell(log, steps, send),
-                on_warning=lambda text: self.on_event(Event(kind="warning", stage="train", detail=text)),
+                on_warning=self.warn,
                 stop=self.stop,
                 workers=self.workers,
             )
@@ -287,6 +288,9 @@ class Stages:
         losses = f"{done.first_valid_loss:.3f} → {done.best_valid_loss:.3f} (best at {done.best_step})"
         updates = f"{done.steps} updates{chosen}{early}"
         return f"{updates}, validation loss {losses}, {done.tokens_per_second:.0f} tokens/s"
+
+    def warn(self, text: str) -> None:
+        self.on_event(Event(kind="warning", stage="train", detail=text))
 
     def tell(self, log: StepLog, steps: int, send: Callable[[StepLog], None]) -> None:
         """Shows and draws how the training goes."""

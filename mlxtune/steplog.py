@@ -24,20 +24,6 @@ class StepLog:
     answer: str | None = None
 
 
-@dataclass(slots=True)
-class Sums:
-    """Sums over the updates since the last line of the log."""
-
-    nats: float = 0.0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    def add(self, loss: float, tokens: int, seconds: float) -> None:
-        self.nats += loss * tokens
-        self.tokens += tokens
-        self.seconds += seconds
-
-
 def append(log: Path, line: StepLog) -> int:
     """Adds a line to the log, without what it does not say; returns the log's size in bytes. Raises StorageError."""
     told = {name: value for name, value in asdict(line).items() if value is not None or name == "valid_loss"}

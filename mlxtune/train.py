@@ -37,7 +37,7 @@ from mlxtune.progress import HIGH, HIGH_UPDATES, Progress
 from mlxtune.recipe import Recipe
 from mlxtune.recompute import recomputed
 from mlxtune.rundir import RunDir, cut_log, discard, refuse_existing, staged, sync_log, write_json
-from mlxtune.steplog import StepLog, Sums, append
+from mlxtune.steplog import StepLog, append
 from mlxtune.workers import ALONE, Workers
 
 ANSWER_TOKENS = 48
@@ -185,20 +185,25 @@ class _Training:
             workers.agree(_digest([*samples, *valid], self.adapter_config, recipe), "rows, models or recipes")
         self.best = self.good = adapter.trained(lm.net)
         self.resumed_at: int | None = None
-        self.sums = Sums()
         self.anchor_loss: float | None = None
-        if workers.first:
-            self._resume()
-        if workers.size > 1:
-            self._follow_first()
+        found = self._newest() if workers.first else None
+        if found is not None:
+            self.progress = Progress(**found.state)
+        self.progress = Progress(**workers.value_from_first(asdict(self.progress)))
         # what was chosen by the memory at the start stays, also where there is more now
         self.recipe = fitting.in_batches(recipe, self.progress.batch_size)
         self.settings = self.recipe.train
+        # before a checkpoint's weights are loaded: what is tried with random tokens must turn out as at the start
         self.layout = layout.choose(lm.net, samples, self.recipe, policy, workers, on_warning)
+        if found is not None:
+            self._go_on_from(found)
+        if workers.size > 1:
+            self._follow_first()
         self.value_and_grad = gradient.value_and_grad(lm.net, policy.compile, self.layout.prefix)
         mx.reset_peak_memory()
 
-    def _resume(self) -> None:
+    def _newest(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint to go on from, if there is one; and the log as it was then."""
         found, damaged = checkpoint.newest(self.run.checkpoints, _is_ours)
         for folder in damaged:
             self.on_warning(f"{folder} is damaged and is passed over")
@@ -207,12 +212,15 @@ class _Training:
             shapes = {name: value.shape for name, value in self.best.items()}
             if {name: value.shape for name, value in found.arrays["adapters"].items()} != shapes:
                 raise OutputError("has checkpoints of another recipe", where=self.run.root, hint="choose another --out")
-            self.net.load_weights(list(found.arrays["adapters"].items()), strict=False)
-            self.optimizer.state = tree_unflatten(list(found.arrays["optimizer"].items()))
-            self.best = found.arrays["best"]
-            self.progress = Progress(**found.state)
-            self.resumed_at = self.progress.step
-        cut_log(self.run.log, self.progress.log_bytes)  # lines behind the checkpoint are written again
+        log_bytes = found.state["log_bytes"] if found is not None else 0
+        cut_log(self.run.log, log_bytes)  # lines behind the checkpoint are written again
+        return found
+
+    def _go_on_from(self, found: checkpoint.Checkpoint) -> None:
+        self.net.load_weights(list(found.arrays["adapters"].items()), strict=False)
+        self.optimizer.state = tree_unflatten(list(found.arrays["optimizer"].items()))
+        self.best = found.arrays["best"]
+        self.resumed_at = found.step
 
     def _follow_first(self) -> None:
         """Takes over the state of the first worker, which alone knows the checkpoints."""
@@ -222,7 +230,6 @@ class _Training:
         self.net.load_weights(list(found["adapters"].items()), strict=False)
         self.optimizer.state = tree_unflatten(list(found["optimizer"].items()))
         self.best = found["best"]
-        self.progress = Progress(**self.workers.value_from_first(asdict(self.progress)))
 
     def signal(self, number: int | None) -> int | None:
         """The signal that asked any worker to stop, or None."""
@@ -275,7 +282,6 @@ class _Training:
         self.optimizer.update(self.net, clipped(found, norm, self.settings.max_grad_norm))
         mx.eval(self.net.trainable_parameters(), self.optimizer.state)
         spent = time.perf_counter() - started
-        self.sums.add(loss, tokens, spent)
         if self.progress.updated(loss, tokens, spent):
             self.on_warning(
                 f"the loss has been above {HIGH} times its start ({self.progress.first_train_loss:.3f}) for "
@@ -318,18 +324,16 @@ class _Training:
         """The line of this step, over the updates since the last written one; written if asked or validated."""
         line = StepLog(
             step=self.progress.step,
-            train_loss=self.sums.nats / self.sums.tokens,
+            train_loss=self.progress.unlogged_nats / self.progress.unlogged_tokens,
             valid_loss=valid_loss,
             learning_rate=self.rate,
-            tokens_per_second=self.sums.tokens / self.sums.seconds,
+            tokens_per_second=self.progress.unlogged_tokens / self.progress.unlogged_seconds,
             peak_memory_gb=mx.get_peak_memory() / 1e9,
             anchor_loss=self.anchor_loss if valid_loss is not None else None,
             answer=self._answer() if valid_loss is not None and self.settings.show_answer else None,
         )
         if write or valid_loss is not None:
-            if self.workers.first:
-                self.progress.log_bytes = append(self.run.log, line)
-            self.sums = Sums()
+            self.progress.logged(append(self.run.log, line) if self.workers.first else 0)
         return line
 
     def _answer(self) -> str | None:

@@ -62,7 +62,6 @@ from mlx_lm.utils import load_tokenizer, quantize_model, save_config, save_model
 
 VOCABULARY = 131_072
 BODY = {"hidden": 512, "blocks": 8, "inner": 1408, "heads": 8}  # 26 M parameters
-THIN = {"hidden": 256, "blocks": 1, "inner": 64, "heads": 4}
 SHARED_PREFIX = "train.share_prefix"
 SYSTEM = (
     "You sort the questions that customers of a bank write to its support. Answer with the name of one category and "
@@ -127,8 +126,7 @@ def short(bench: Bench, out: Path) -> Workload:
 
 
 def long(bench: Bench, out: Path) -> Workload:
-    rows = text_rows(bench, gsm8k(bench.data / "gsm8k", "train"))
-    rows = [row for row in rows if len(row[0]) <= 512]
+    rows = [row for row in text_rows(bench, gsm8k(bench.data / "gsm8k", "train")) if len(row[0]) <= 512]
     return Workload(model=bench.base, rows=written(out, rows[:80]), batch_size=4, epochs=3)
 
 
@@ -301,11 +299,10 @@ def whole_command(bench: Bench) -> dict[str, Outcome]:
     """`mlxtune train` and `mlx_lm lora --train` as in bench_chain, validation before and after included."""
     folder = bench.folder("command")
     prepare(bench.base, bench.data / "banking77", folder)
-    chains, numbers = {"mlxtune": mlxtune_chain, "mlx-lm": mlx_lm_chain}, itertools.count()
+    chains = {"mlxtune": mlxtune_chain, "mlx-lm": mlx_lm_chain}
 
     def seconds(contender: Contender) -> Figures:
-        out = folder / f"out-{next(numbers)}"
-        out.mkdir()
+        out = Path(tempfile.mkdtemp(dir=folder))
         (out / "model").symlink_to(folder / "model")
         command = dict(chains[contender.trainer](out))["train"]
         return {"command s": timed(command, bench.limit, contender.environment, folder)[0]}
@@ -318,7 +315,8 @@ def loss_block(bench: Bench) -> dict[str, Outcome]:
     """Gigabytes of the head, the loss and the gradient down to the hidden states, above the body's."""
     folder = bench.folder("block")
     rows = written(folder, random_rows(12, 512))
-    bases = [random_model(bench, folder / f"{size}", vocabulary=size, **THIN) for size in (VOCABULARY, 512)]
+    thin = partial(random_model, bench, hidden=256, blocks=1, inner=64, heads=4)
+    bases = [thin(folder / f"{size}", vocabulary=size) for size in (VOCABULARY, 512)]
     full, body = (Workload(model=base, rows=rows, batch_size=4, epochs=2) for base in bases)
 
     def above_weights(contender: Contender, workload: Workload) -> float:
@@ -339,11 +337,9 @@ def workers(bench: Bench) -> dict[str, Outcome]:
     mlxtune, launcher = (Path(sys.executable).with_name(name) for name in ("mlxtune", "mlx.launch"))
     launch = [launcher, "-n", 2, "--backend", "ring", "--"]
     starts = {"two workers": launch, "one process, all cores": [], "one process, one core": ["taskset", "-c", 0]}
-    numbers = itertools.count()
 
     def figures(start: list[object]) -> Figures:
-        out = folder / f"out-{next(numbers)}"
-        out.mkdir()
+        out = Path(tempfile.mkdtemp(dir=folder))
         (out / "model").symlink_to(base)
         arguments = dict(mlxtune_chain(out))["train"][3:]  # behind `python -m mlxtune`
         command = [*start, mlxtune, *arguments, "--iters", 20, "--steps-per-eval", 20]

@@ -102,7 +102,7 @@ def test_more_takes_more(tiny: Path) -> None:
     # of three blocks' activations and what is handed out ahead
     assert peak(tiny, grad_checkpoint=True).activations < 0.5 * usual.activations
     assert peak(tiny, lora=LoraRecipe(num_layers=1)).activations == usual.activations // 2
-    assert peak(tiny, lora=LoraRecipe(method="full")).adapter > 5 * usual.weights
+    assert peak(tiny, lora=LoraRecipe(method="full")).adapter == 4 * usual.weights
     assert peak(tiny, optimizer="sgd").adapter < usual.adapter
     assert peak(tiny, rows=replace(ROWS, count=3)) == peak(tiny, batch_size=3)
 

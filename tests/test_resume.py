@@ -91,8 +91,14 @@ def test_a_stopped_run_ends_with_the_same_bits(
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "lion", "plus"])
 def test_an_interrupted_run_ends_with_the_same_adapter(tiny: Path, scratch: Path, optimizer: str) -> None:
-    """It is stopped between two checkpoints. `plus` has two optimizers (LoRA+)."""
-    settings: dict[str, Any] = {"grad_accumulation_steps": 2, "batch_size": 2, "save_every": 2, "iters": 6}
+    """It is stopped between two checkpoints and two lines of the log. `plus` has two optimizers (LoRA+)."""
+    settings: dict[str, Any] = {
+        "grad_accumulation_steps": 2,
+        "batch_size": 2,
+        "save_every": 2,
+        "iters": 6,
+        "eval_every": 4,
+    }
     lora = LoraRecipe(rank=4, dropout=0.1, plus=4.0 if optimizer == "plus" else None)
     named = "adamw" if optimizer == "plus" else optimizer
     wanted = Recipe(seed=3, lora=lora, train=TrainRecipe(optimizer=named, learning_rate=5e-3, **settings))

@@ -408,12 +408,12 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
 ) -> None:
     data = write_rows(tmp_path / "d.jsonl", 30)
     before = listing(tmp_path)
-    monkeypatch.setattr(machine, "usable_here", lambda: 15_000_000)
+    monkeypatch.setattr(machine, "usable_here", lambda: 12_000_000)
     code, out, err = invoke("train", "--data", data, "--out", tmp_path / "run", *SHORT)
     assert (code, out) == (2, "")
     line = err.splitlines()[-1]
     assert line.startswith("error: training takes about ")
-    assert " of memory, and has 15.0 MB; what fits: `--batch-size 1 --grad-accumulation-steps 4` (" in line
+    assert " of memory, and has 12.0 MB; what fits: `--batch-size 1 --grad-accumulation-steps 4` (" in line
     assert listing(tmp_path) == before
 
 
