@@ -97,7 +97,7 @@ CASES = [
     case("20M 4-bit base", "20M", (2, 192), bits=4, stored="bfloat16"),
     case("20M full lion", "20M", (2, 96), {"method": "full"}, optimizer="lion"),
     case("wide vocabulary", "wide", (4, 128), fit=True),
-    case("wide, checkpoint, all learned", "wide", (2, 96), grad_checkpoint=True, learned=1.0, valid=4),
+    case("wide, checkpoint, all learned", "wide", (2, 96), fit=True, grad_checkpoint=True, learned=1.0, valid=4),
     case("40M bfloat16", "40M", (4, 96), stored="bfloat16", kind="qwen2"),
     case("40M dora, 8 rows", "40M", (8, 48), {"method": "dora", "rank": 32}),
     case("60M", "60M", (2, 128), kind="qwen2"),

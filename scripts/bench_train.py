@@ -16,20 +16,21 @@ which on a Linux CPU calls g++ for each new kernel; those made in one turn are t
 longer than --limit is stopped and its contender left out from then on. --unsloth-python names a Python that has
 `unsloth_zoo[mlx]` and `mlx[cpu]`: Unsloth's MLX trainer then runs in both ways too, but leaves a quantized base so.
 
-Workloads, whose random models have mlx-lm's Llama architecture, and what each takes with --repeats 5:
+Workloads, whose random models have mlx-lm's Llama architecture. A turn of all but the last takes some 25 minutes on two
+idle cores, nearly all of it mlx-lm's default install: 3 each of short and long, 4 to 6 of each other.
   short       banking77 (a question -> one of four intents), batch 8, on --model. Also each batch's loss from a fresh
               model, where the trainers must agree, and the whole command for 100 updates of `mlxtune train` and
               `mlx_lm lora --train`
   long        gsm8k (a question -> its worked answer), batch 4, on --model; rows of at most 512 tokens
-  quantized   short's rows, batch 4, on a random base of 26 M parameters in 4 bits with float32 scales (with bfloat16
-              ones, as most published bases have, mlx-lm's forward pass took another 8 times as long)
+  quantized   short's rows, batch 4, on a random base of 26 M parameters in 4 bits with float32 scales
+  quantized16 the same with bfloat16 scales, as most published bases have; 4 rows, their last 32 tokens
   vocabulary  random rows of 128 tokens, 13 of them supervised, batch 4, on a random model of 40 M parameters with a
               vocabulary of 131,072. Also the memory of the loss block alone (head, loss, gradient down to the hidden
               states): the peak above the weights in a model of one thin block and that vocabulary, less the same with
               a vocabulary of 512
   prefix      short's rows behind a common system prompt at least three times as long as the rest of any row, batch 8,
               on a random model of 26 M parameters, with mlxtune's shared prefix and without
-  workers     `mlxtune train` on that model: two local workers, and one process with one core and with all
+  workers     (only where named) `mlxtune train` on that model: two local workers, one process with all cores or one
 """
 
 import argparse
@@ -50,7 +51,7 @@ from typing import Any
 
 from bench_chain import RANK, RATE, SCALE, mlx_lm_chain, mlxtune_chain, prepare, tokens_per_second
 from bench_quality import banking77, gsm8k, with_template
-from train_once import GaveUp, Job, Row, common, read_rows, supervised, timed, trained, written
+from train_once import GaveUp, Job, Row, common, random_rows, read_rows, supervised, timed, trained, written
 
 from mlxtune import machine
 from mlxtune.recipe import all_settings
@@ -133,7 +134,14 @@ def long(bench: Bench, out: Path) -> Workload:
 def quantized(bench: Bench, out: Path) -> Workload:
     rows = text_rows(bench, banking77(bench.data / "banking77", "train"))
     base = random_model(bench, out / "base", bits=4, **BODY)
-    return Workload(model=base, rows=written(out, rows[:12]), batch_size=4, epochs=2)
+    return Workload(model=base, rows=written(out, rows[:8]), batch_size=4, epochs=2)
+
+
+def quantized16(bench: Bench, out: Path) -> Workload:
+    rows = text_rows(bench, banking77(bench.data / "banking77", "train"))[:4]
+    rows = [(tokens[-32:], prompt - max(0, len(tokens) - 32)) for tokens, prompt in rows]
+    base = random_model(bench, out / "base", bits=4, dtype=mx.bfloat16, **BODY)
+    return Workload(model=base, rows=written(out, rows), batch_size=4, epochs=3)
 
 
 def vocabulary(bench: Bench, out: Path) -> Workload:
@@ -150,7 +158,8 @@ def prefix(bench: Bench, out: Path) -> Workload:
 
 
 WORKLOADS: dict[str, Callable[[Bench, Path], Workload]] = {
-    "short": short, "long": long, "quantized": quantized, "vocabulary": vocabulary, "prefix": prefix,
+    "short": short, "long": long, "quantized": quantized, "quantized16": quantized16, "vocabulary": vocabulary,
+    "prefix": prefix,
 }  # fmt: skip
 
 
@@ -162,15 +171,11 @@ def text_rows(bench: Bench, pairs: Iterable[dict[str, str]]) -> list[Row]:
     return rows
 
 
-def random_rows(count: int, vocabulary: int, length: int = 128, answer: int = 13) -> list[Row]:
-    draw = random.Random(0)
-    return [([draw.randrange(3, vocabulary) for _ in range(length)], length - answer) for _ in range(count)]
-
-
 def random_model(
-    bench: Bench, out: Path, *, hidden: int, blocks: int, inner: int, heads: int, vocabulary: int = 512, bits: int = 0
-) -> Path:
-    """A folder of random weights with --model's tokenizer: float32, quantized where `bits` are given."""
+    bench: Bench, out: Path, *, hidden: int, blocks: int, inner: int, heads: int, vocabulary: int = 512, bits: int = 0,
+    dtype: mx.Dtype = mx.float32,
+) -> Path:  # fmt: skip
+    """A folder of random weights with --model's tokenizer, quantized where `bits` are given."""
     shutil.copytree(bench.base, out, ignore=shutil.ignore_patterns("model*.safetensors*"))
     config = json.loads((out / "config.json").read_text()) | {
         "hidden_size": hidden, "num_hidden_layers": blocks, "intermediate_size": inner, "num_attention_heads": heads,
@@ -178,6 +183,7 @@ def random_model(
     }  # fmt: skip
     mx.random.seed(0)
     net = llama.Model(llama.ModelArgs.from_dict(config))
+    net.set_dtype(dtype)
     if bits:
         with contextlib.redirect_stdout(sys.stderr):
             net, config = quantize_model(net, config, group_size=64, bits=bits)
@@ -190,9 +196,8 @@ def ways(bench: Bench, name: str, trainer: str) -> list[Contender]:
     """A peer's two ways to run: as mlxtune does on this machine, and as it comes."""
     openblas = ctypes.util.find_library("openblas") if sys.platform == "linux" else None
     same = {"MLX_DISABLE_COMPILE": "1"} | ({"LD_PRELOAD": openblas} if openblas else {})
-    # where MLX keeps the kernels that g++ made: none of another bench are there
     (bench.work / "kernels").mkdir(exist_ok=True)
-    plain = {"TMPDIR": str(bench.work / "kernels")}
+    plain = {"TMPDIR": str(bench.work / "kernels")}  # where MLX keeps what g++ made: nothing of another run
     return [
         Contender(name=f"{name}, same BLAS, float32", trainer=trainer, environment=same, float32=True),
         Contender(name=f"{name}, default install", trainer=trainer, environment=plain),
@@ -227,10 +232,8 @@ def one_training(contender: Contender, workload: Workload, bench: Bench, compare
 
 def speed(contender: Contender, workload: Workload, bench: Bench) -> Figures:
     found = one_training(contender, workload, bench)
-    return {
-        "tokens/s": found["tokens"] / found["seconds"], "process s": found["process"],
-        "peak GB": found["peak_gb"], "RSS GB": found["rss_gb"],
-    }  # fmt: skip
+    shown = {"process s": found["process"], "peak GB": found["peak_gb"], "RSS GB": found["rss_gb"]}
+    return {"tokens/s": found["tokens"] / found["seconds"]} | shown
 
 
 def take_turns(what: str, actions: dict[str, Callable[[], Figures]], repeats: int) -> dict[str, Outcome]:
@@ -262,8 +265,8 @@ def measured(name: str, bench: Bench) -> dict[str, dict[str, Outcome]]:
         all_of_them = [ours, replace(ours, share_prefix="off", name="mlxtune, prefix not shared"), *others]
     elif name == "prefix":
         title += f"; the recipe has no {SHARED_PREFIX}: nothing is shared"
-    actions = {each.name: partial(speed, each, workload, bench) for each in all_of_them}
-    results = {title: take_turns(name, actions, bench.repeats)}
+    speeds = {each.name: partial(speed, each, workload, bench) for each in all_of_them}
+    results = {title: take_turns(name, speeds, bench.repeats)}
     if name == "short":
         results["short: losses of each batch from a fresh model, nats per token"] = batch_losses(bench, workload)
         results["short: the whole command, 100 updates of batch 8"] = whole_command(bench)
@@ -377,7 +380,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with banking77 and gsm8k in it")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=[*WORKLOADS, "workers"])
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender; the medians are shown")
-    parser.add_argument("--limit", type=float, default=600, help="seconds after which a process is stopped")
+    parser.add_argument("--limit", type=float, default=300, help="seconds after which a process is stopped")
     parser.add_argument("--unsloth-python", metavar="PATH", help="a Python with unsloth_zoo, for one more peer")
     parser.add_argument("--json", action="store_true", help="print every figure of every turn")
     args = parser.parse_args()

@@ -9,6 +9,7 @@ same for all, and that is checked. Knows nothing of texts.
 
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -229,6 +230,11 @@ def supervised(rows: list[Row]) -> int:
 def common(rows: list[Row]) -> int:
     """Tokens that all rows begin with."""
     return len(os.path.commonprefix([tokens for tokens, _ in rows]))
+
+
+def random_rows(count: int, vocabulary: int, length: int = 128, answer: int = 13) -> list[Row]:
+    draw = random.Random(0)
+    return [([draw.randrange(3, vocabulary) for _ in range(length)], length - answer) for _ in range(count)]
 
 
 def written(folder: Path, rows: list[Row]) -> Path:

@@ -171,7 +171,7 @@ def test_a_dead_worker_ends_the_run_and_nothing_is_lost(start: Start, folder: Pa
         assert found.step == steps[-1]  # to the last update that all of them did
     else:
         assert error.startswith("error: worker 1: another worker of this run has ended")
-        assert found.step == steps[-1] // 5 * 5
+        assert found.step in (steps[-1] // 5 * 5, (steps[-1] - 1) // 5 * 5)  # it may have died before it saved
     # one process goes on where several stopped
     rest = train_command("run", "--iters", "4000", "--set", "train.save_every=5", "--set", "train.eval_every=2000")
     alone = subprocess.Popen(rest, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

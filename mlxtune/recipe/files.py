@@ -41,6 +41,15 @@ for _each in (_Loader, _Dumper):
     )
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Line breaks of Unicode as escapes: between single quotes PyYAML writes them so that others are read."""
+    style = '"' if any(each in text for each in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def load(path: Path) -> Recipe:
     """Reads a recipe file, or an mlx-lm LoRA YAML. Raises RecipeError with the file and key."""
     return build(read_yaml(path), where=str(path))

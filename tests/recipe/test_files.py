@@ -98,6 +98,7 @@ ODD_TEXTS = [
     "a\n\nb ",
     "# a",
     "é\u2028\x85\x07",
+    "a\u2028b\x85c",
     "🙂",
 ]
 texts = st.one_of(st.sampled_from(ODD_TEXTS), st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
