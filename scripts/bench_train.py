@@ -16,8 +16,8 @@ which on a Linux CPU calls g++ for each new kernel; those made in one turn are t
 longer than --limit is stopped and its contender left out from then on. --unsloth-python names a Python that has
 `unsloth_zoo[mlx]` and `mlx[cpu]`: Unsloth's MLX trainer then runs in both ways too, but leaves a quantized base so.
 
-Workloads, whose random models have mlx-lm's Llama architecture. A turn of all but the last takes some 25 minutes on two
-idle cores, nearly all of it mlx-lm's default install: 3 each of short and long, 4 to 6 of each other.
+Workloads, whose random models have mlx-lm's Llama architecture. A turn of all but the last takes some 20 minutes on two
+idle cores, nearly all of it mlx-lm's default install: 3 to 5 each.
   short       banking77 (a question -> one of four intents), batch 8, on --model. Also each batch's loss from a fresh
               model, where the trainers must agree, and the whole command for 100 updates of `mlxtune train` and
               `mlx_lm lora --train`
@@ -132,9 +132,8 @@ def long(bench: Bench, out: Path) -> Workload:
 
 
 def quantized(bench: Bench, out: Path) -> Workload:
-    rows = text_rows(bench, banking77(bench.data / "banking77", "train"))
-    base = random_model(bench, out / "base", bits=4, **BODY)
-    return Workload(model=base, rows=written(out, rows[:8]), batch_size=4, epochs=2)
+    rows = written(out, text_rows(bench, banking77(bench.data / "banking77", "train"))[:8])
+    return Workload(model=random_model(bench, out / "base", bits=4, **BODY), rows=rows, batch_size=4, epochs=2)
 
 
 def quantized16(bench: Bench, out: Path) -> Workload:
@@ -157,10 +156,8 @@ def prefix(bench: Bench, out: Path) -> Workload:
     return Workload(model=random_model(bench, out / "base", **BODY), rows=rows, batch_size=8, epochs=2)
 
 
-WORKLOADS: dict[str, Callable[[Bench, Path], Workload]] = {
-    "short": short, "long": long, "quantized": quantized, "quantized16": quantized16, "vocabulary": vocabulary,
-    "prefix": prefix,
-}  # fmt: skip
+MAKERS: tuple[Callable[[Bench, Path], Workload], ...] = (short, long, quantized, quantized16, vocabulary, prefix)
+WORKLOADS = {each.__name__: each for each in MAKERS}
 
 
 def text_rows(bench: Bench, pairs: Iterable[dict[str, str]]) -> list[Row]:
@@ -208,7 +205,7 @@ def contenders(bench: Bench) -> list[Contender]:
     """mlxtune first, then each peer in its two ways."""
     found = [Contender(name="mlxtune", trainer="mlxtune", environment={}), *ways(bench, "mlx-lm", "mlx-lm")]
     if bench.unsloth is not None:
-        # `train_once` asks mlxtune for the name of the BLAS
+        # its Python needs mlxtune too, which tells the BLAS
         more = {"UNSLOTH_ZOO_DISABLE_GPU_INIT": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
         found += [
             replace(each, python=bench.unsloth, environment=each.environment | more)
@@ -364,9 +361,9 @@ def summary(outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def show(found: dict[str, dict[str, Any]]) -> None:
+def show(title: str, found: dict[str, dict[str, Any]]) -> None:
     first = next(iter(found))
-    print(f"{'':<28}" + "".join(f"{figure:>13}{'':9}" for figure in found[first]["median"]).rstrip())
+    print(f"\n{title}\n{'':<28}" + "".join(f"{figure:>13}{'':9}" for figure in found[first]["median"]).rstrip())
     for name, each in found.items():
         shares = {figure: f"{share:>7.3g} x" if name != first else " " * 9 for figure, share in each["share"].items()}
         cells = "".join(f"{value:>13.4g}{shares[figure]}" for figure, value in each["median"].items())
@@ -396,8 +393,7 @@ def main() -> None:
         print(json.dumps({"machine": asdict(machine.facts()), "results": results}))
         return
     for title, found in results.items():
-        print(f"\n{title}")
-        show(found)
+        show(title, found)
 
 
 if __name__ == "__main__":

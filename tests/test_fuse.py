@@ -48,10 +48,10 @@ def learn(base: Path, folder: Path, lora: LoraRecipe, steps: int, learning_rate:
     lm = model.load(base)
     keys = adapter.attach(lm, lora, seed=0)
     batch = make_batch(SAMPLES, list(range(len(SAMPLES))))
-    tokens, trained = mx.array(batch.tokens), mx.array(batch.trained)
+    tokens, wanted = mx.array(batch.tokens), mx.array(likelihood.wanted_at(batch.trained))
     optimizer = Adam(learning_rate)
     for _ in range(steps):
-        _, gradient = nn.value_and_grad(lm.net, lambda: likelihood.row_nats(lm.net, tokens, trained).mean())()
+        _, gradient = nn.value_and_grad(lm.net, lambda: likelihood.row_nats(lm.net, tokens, wanted).mean())()
         optimizer.update(lm.net, gradient)
         mx.eval(lm.net.parameters())
     folder.mkdir()
