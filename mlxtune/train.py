@@ -141,7 +141,8 @@ def _check_samples(samples: Sequence[Sample], valid: Sequence[Sample]) -> None:
 
 def _digest(samples: Sequence[Sample], adapter_config: dict[str, object], recipe: Recipe) -> bytes:
     """Of all that must be equal on the workers of a run: rows, base, adapter and settings."""
-    digest = hashlib.sha256(repr((adapter_config, recipe.train, recipe.lora, recipe.seed)).encode())
+    same = {name: value for name, value in adapter_config.items() if name != "model"}  # its folder may be another
+    digest = hashlib.sha256(repr((same, recipe.train, recipe.lora, recipe.seed)).encode())
     for sample in samples:
         digest.update(np.array([sample.tokens, sample.trained], dtype=np.int32).tobytes())
     return digest.digest()

@@ -122,9 +122,10 @@ def test_the_gradient_of_shards_is_that_of_one_batch(start: Start, tiny: Path, t
 
 
 def test_two_workers_train_the_adapter_of_one(start: Start, folder: Path) -> None:
-    done = subprocess.run(train_command("one"), cwd=folder, capture_output=True, text=True)
+    """On a base that each of them quantizes for itself."""
+    done = subprocess.run(train_command("one", "--q-bits", "8"), cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    codes = [each.wait() for each in start(train_command("two"))]
+    codes = [each.wait() for each in start(train_command("two", "--q-bits", "8"))]
     assert codes == [0, 0], (said(folder, 0), said(folder, 1))
     assert (folder / "out-1").read_text() == said(folder, 1) == ""  # the first alone speaks
     assert json.loads((folder / "out-0").read_text())["training"]["steps"] == 6
@@ -142,7 +143,7 @@ def test_two_workers_train_the_adapter_of_one(start: Start, folder: Path) -> Non
     for name in one:
         np.testing.assert_allclose(np.array(two[name]), np.array(one[name]), rtol=1e-3, atol=2e-6)
     # a run that is done is left alone, and the helper does not wait for it
-    again = [each.wait(timeout=60) for each in start(train_command("two"))]
+    again = [each.wait(timeout=60) for each in start(train_command("two", "--q-bits", "8"))]
     assert again == [0, 0]
     assert "skipped: done already" in said(folder, 0)
 
