@@ -330,12 +330,14 @@ def loss_block(bench: Bench) -> dict[str, Outcome]:
 
 
 def workers(bench: Bench) -> dict[str, Outcome]:
-    """Two workers of `mlx.launch` on this machine against one process; the whole batch is the same."""
+    """Two workers on this machine, started as `mlx.launch` does, against one process; the whole batch is the same."""
     folder = bench.folder("workers")
     prepare(bench.base, bench.data / "banking77", folder)
     base = random_model(bench, folder / "base", **BODY)
-    mlxtune, launcher = (Path(sys.executable).with_name(name) for name in ("mlxtune", "mlx.launch"))
-    launch = [launcher, "-n", 2, "--backend", "ring", "--"]
+    mlxtune, hosts = Path(sys.executable).with_name("mlxtune"), folder / "hosts.json"
+    hosts.write_text('[["127.0.0.1:31871"], ["127.0.0.1:31872"]]')
+    both = f"export MLX_HOSTFILE={hosts}; MLX_RANK=1 $0 $@ & MLX_RANK=0 $0 $@; wait"  # `mlx.launch` takes a core itself
+    launch = ["bash", "-c", both]
     starts = {"two workers": launch, "one process, all cores": [], "one process, one core": ["taskset", "-c", 0]}
 
     def figures(start: list[object]) -> Figures:
