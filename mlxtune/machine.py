@@ -141,8 +141,8 @@ def usable_cores() -> int:
 
 def worker_rank(environ: Mapping[str, str]) -> int | None:
     """The number of this process among the workers of a run, or None where it works alone."""
-    ranks = (environ.get(name) for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
-    return next((int(rank) for rank in ranks if rank), None)
+    ranks = (environ.get(name, "") for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"))
+    return next((int(rank) for rank in ranks if rank.isdecimal()), None)
 
 
 def workers_on_this_host(environ: Mapping[str, str]) -> int:

@@ -105,11 +105,17 @@ ALONE = Workers()
 
 
 def join() -> Workers:
-    """Meets the other workers where `mlx.launch` or its like started this process; else this one works alone."""
-    if worker_rank(os.environ) is None:
+    """Meets the other workers where `mlx.launch` or its like started this process; else this one works alone.
+
+    Raises WorkerLost where they don't meet, InputError where MLX finds none though this is to be a later one.
+    """
+    rank = worker_rank(os.environ)
+    if rank is None:
         return ALONE
     try:
         group = mx.distributed.init()
     except RuntimeError as error:
         raise WorkerLost(f"the workers of this run do not meet: {error}", hint="start them with mlx.launch") from None
-    return Workers(group.rank(), group.size(), group)
+    if group.rank() != rank:
+        raise InputError(f"was started as worker {rank}, but MLX meets no others", hint="start them with mlx.launch")
+    return Workers(rank, group.size(), group)

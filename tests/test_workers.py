@@ -219,7 +219,7 @@ def test_workers_with_other_rows_are_refused(start: Start, folder: Path) -> None
 
 
 def test_one_process_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+    for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert join() is ALONE
     assert ALONE.first
@@ -228,6 +228,14 @@ def test_one_process_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ALONE.highest(15) == 15
     assert ALONE.value_from_first({"a": 1}) == {"a": 1}
     ALONE.agree(b"abc", "rows")
+
+
+def test_a_worker_without_others_is_told_so(folder: Path) -> None:
+    env = {**os.environ, "MLX_RANK": "1"}
+    done = subprocess.run(train_command("run"), cwd=folder, env=env, capture_output=True, text=True)
+    line = "error: worker 1: was started as worker 1, but MLX meets no others; start them with mlx.launch\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert not (folder / "run").exists()
 
 
 def test_shares_are_every_row_once() -> None:
