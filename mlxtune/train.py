@@ -196,11 +196,11 @@ class _Training:
         self.settings = self.recipe.train
         # before a checkpoint's weights are loaded: what is tried with random tokens must turn out as at the start
         self.layout = layout.choose(lm.net, samples, self.recipe, policy, workers, on_warning)
+        self.value_and_grad = gradient.value_and_grad(lm.net, policy.compile, self.layout.prefix)
         if found is not None:
             self._go_on_from(found)
         if workers.size > 1:
             self._follow_first()
-        self.value_and_grad = gradient.value_and_grad(lm.net, policy.compile, self.layout.prefix)
         mx.reset_peak_memory()
 
     def _newest(self) -> checkpoint.Checkpoint | None:
