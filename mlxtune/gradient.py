@@ -2,41 +2,48 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
-from mlxtune import likelihood
+from mlxtune import likelihood, machine
+from mlxtune.attention import lean
 from mlxtune.data.batches import Batch, epoch_order
 from mlxtune.data.render import Sample
 from mlxtune.head import find
 from mlxtune.packing import packed
 from mlxtune.prefix import shared
 from mlxtune.recipe import Recipe
+from mlxtune.vectors import Vectors
 from mlxtune.workers import ALONE, Workers
 
-ValueAndGrad = Callable[..., tuple[mx.array, Any]]
+Arrays = dict[str, mx.array]
+ValueAndGrad = Callable[..., tuple[mx.array, Arrays]]
 
 
-def value_and_grad(net: nn.Module, compile: bool, prefix: Sequence[int] = ()) -> ValueAndGrad:
-    """The function from a batch's arrays to their summed nats and the gradient of what `net` trains.
+def value_and_grad(net: nn.Module, vectors: Vectors, compile: bool, prefix: Sequence[int] = ()) -> ValueAndGrad:
+    """The function from what `net` trains and a batch's arrays to their summed nats and the gradient, by name.
 
     Each row begins with the tokens of `prefix`, which the arrays don't have.
     """
     head = find(net)
 
-    def nats(tokens: mx.array, wanted: mx.array, segments: mx.array | None = None) -> mx.array:
-        with shared(net, prefix), packed(net, segments):
+    def nats(trained: Arrays, tokens: mx.array, wanted: mx.array, segments: mx.array | None = None) -> mx.array:
+        with vectors.inside(trained), shared(net, prefix), packed(net, segments):
             return likelihood.row_nats(net, tokens, wanted, head, learn=True).sum()
 
-    function: ValueAndGrad = nn.value_and_grad(net, nats)
+    function: ValueAndGrad = mx.value_and_grad(nats)
     if compile:
-        # the network is an output too: tracing the gradient puts its parameters through `update`
-        state = [net.state, mx.random.state]
-        function = mx.compile(function, inputs=state, outputs=state)
-    return function
+        function = mx.compile(function, inputs=[mx.random.state], outputs=[mx.random.state])
+    blocks = machine.attention_blocks(machine.device_kind())
+
+    def leanly(trained: Arrays, *arrays: mx.array) -> tuple[mx.array, Arrays]:
+        with lean(*blocks):  # around the backward pass too, where a block may be computed again
+            return function(trained, *arrays)
+
+    return leanly
 
 
 def update_order(samples: Sequence[Sample], recipe: Recipe) -> Iterator[list[list[int]]]:
@@ -50,20 +57,23 @@ def update_order(samples: Sequence[Sample], recipe: Recipe) -> Iterator[list[lis
 
 
 def token_weighted(
-    function: ValueAndGrad, net: nn.Module, batches: Sequence[Batch], tokens: int, workers: Workers = ALONE
-) -> tuple[float, Any]:
+    function: ValueAndGrad, vectors: Vectors, batches: Sequence[Batch], tokens: int, workers: Workers = ALONE
+) -> tuple[float, Arrays]:
     """Loss in nats per token and gradient of an update of `tokens` supervised tokens: those of the one big batch.
 
-    `batches` are this worker's, which may have none; `function` is that of `value_and_grad`.
+    `batches` are this worker's, which may have none; `function` is that of `value_and_grad`; the gradient is by vector.
     """
+    trained = vectors.now()
     total = 0.0
-    gradient = None
+    gradient: Arrays | None = None
     for batch in batches:
-        for nats, part in likelihood.in_parts(batch, function):
-            gradient = part if gradient is None else tree_map(mx.add, gradient, part)
+        most = machine.most_tokens(machine.device_kind())
+        for nats, part in likelihood.in_parts(batch, partial(function, trained), most):
+            joined = vectors.join(part)
+            gradient = joined if gradient is None else {name: gradient[name] + joined[name] for name in joined}
+            mx.eval(gradient)
             total += cast(float, nats.item())
-        mx.eval(gradient)
     if gradient is None:
-        gradient = tree_map(mx.zeros_like, net.trainable_parameters())
+        gradient = {name: mx.zeros_like(each) for name, each in vectors.join(trained).items()}
     (total,) = workers.summed([total])
-    return total / tokens, tree_map(lambda each: each / tokens, workers.summed_gradient(gradient))
+    return total / tokens, {name: each / tokens for name, each in workers.summed_gradient(gradient).items()}

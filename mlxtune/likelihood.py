@@ -1,7 +1,8 @@
 """How likely a network finds the supervised tokens of a batch, in nats. Knows batches and nets, not training."""
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -58,23 +59,35 @@ def _token_nats(
     return chunked(lambda hidden: head.logits_of(hidden, tokens), head.hidden(tokens, at), targets, size)
 
 
-def in_parts(batch: Batch, function: Callable[..., Any]) -> list[Any]:
+def in_parts(batch: Batch, function: Callable[..., Any], most_tokens: int | None = None) -> Iterator[Any]:
     """`function` of the batch's arrays, evaluated, of each part of its rows: one on a GPU, one for each core on a CPU.
 
     Its arguments are tokens (B, T), the places (N,) that `wanted_at` finds in trained (B, T), and the other arrays.
-    The parts are computed at once, each on a stream of its own, with their share of the BLAS's threads.
+    The parts are computed at once, each on a stream of its own, with their share of the BLAS's threads. Where they
+    would have more than `most_tokens` there are more of them, some after the others.
     """
     cores = machine.own_cores()
-    parts = split(batch, min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores)))
-    streams = _streams(len(parts)) if len(parts) > 1 else [mx.default_stream(mx.default_device())]
-    made = []
-    for stream, arrays in zip(streams, parts, strict=True):
-        with mx.stream(stream):
-            tokens, trained, *rest = arrays
-            made.append(function(mx.array(tokens), mx.array(wanted_at(trained)), *map(mx.array, rest)))
-    with machine.blas_threads(cores // len(parts)):
-        mx.eval(made)
-    return made
+    at_once = min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores))
+    parts = split(batch, part_count(batch.tokens.shape, at_once, most_tokens))
+    for start in range(0, len(parts), at_once):
+        some = parts[start : start + at_once]
+        streams = _streams(len(some)) if at_once > 1 else [mx.default_stream(mx.default_device())]
+        made = []
+        for stream, arrays in zip(streams, some, strict=True):
+            with mx.stream(stream):
+                tokens, trained, *rest = arrays
+                made.append(function(mx.array(tokens), mx.array(wanted_at(trained)), *map(mx.array, rest)))
+        with machine.blas_threads(cores // len(some)):
+            mx.eval(made)
+        while made:
+            yield made.pop(0)  # and keep it no longer
+
+
+def part_count(shape: tuple[int, ...], at_once: int, most_tokens: int | None) -> int:
+    """Parts of a batch of shape (B, T): as many as are computed at once, or a multiple, but no more than lines."""
+    lines, width = shape
+    rounds = 1 if most_tokens is None else math.ceil(lines * width / (at_once * most_tokens))
+    return min(lines, at_once * rounds)
 
 
 _OWN = threading.local()  # MLX lets only the thread that made a stream use it

@@ -15,7 +15,9 @@ from mlx.utils import tree_flatten
 from mlxtune import adapter, machine
 from mlxtune.borrow import QuantizedSwitchLinear, SwitchLinear
 from mlxtune.crossentropy import chunk_size
+from mlxtune.data.batches import up
 from mlxtune.data.render import Sample
+from mlxtune.likelihood import part_count
 from mlxtune.model import width
 from mlxtune.precision import QUANTIZED, parameter_count
 from mlxtune.recipe import LoraRecipe, QuantizeRecipe, Recipe
@@ -78,10 +80,15 @@ class Peak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What of the machine decides: usable bytes, parts of a batch at once, the padding, and the size of a chunk."""
+    """What of the machine decides: usable bytes, parts of a batch at once, their tokens, padding, sizes of chunks.
+
+    `attention`: as `machine.attention_blocks` has it.
+    """
 
     usable_bytes: int
     parts: int
+    most_tokens: int | None
+    attention: tuple[int | None, int]
     pad_multiple: int
     chunk_bytes: int
     policy: machine.ComputePolicy
@@ -93,6 +100,8 @@ class Place:
         return cls(
             usable_bytes=machine.usable_here(),
             parts=machine.batch_parts(device, machine.own_cores()),
+            most_tokens=machine.most_tokens(device),
+            attention=machine.attention_blocks(device),
             pad_multiple=policy.pad_multiple,
             chunk_bytes=machine.chunk_bytes(device),
             policy=policy,
@@ -231,10 +240,12 @@ def predict(network: Network, recipe: Recipe, rows: Rows, place: Place) -> Peak:
     Validation takes no more than a batch of training, as nothing is kept for a backward pass.
     """
     train, size = recipe.train, network.element
-    lines = min(train.batch_size, rows.count)
-    length = -(-rows.longest // place.pad_multiple) * place.pad_multiple - 1
-    parts = min(place.parts, lines)
-    block = max((_kept(network, layers, recipe.lora, length) for layers in network.blocks), default=0.0)
+    width = up(rows.longest, place.pad_multiple)
+    lines, parts, length = min(train.batch_size, rows.count), place.parts, width - 1
+    parts = min(parts, lines)
+    lines = min(lines, parts * -(-lines // part_count((lines, width), parts, place.most_tokens)))  # at once
+    attending = _attending(network, place, length)
+    block = max((_kept(network, layers, recipe.lora, attending) for layers in network.blocks), default=0.0)
     block_bytes = size * lines * length * block + _made_dense(network, recipe.lora)
     kept = size * lines * length * len(network.blocks) * (network.width if train.grad_checkpoint else block)
     ahead = block_bytes * (AGAIN_BLOCKS if train.grad_checkpoint else AHEAD_BLOCKS)
@@ -279,12 +290,19 @@ def _made_dense(network: Network, lora: LoraRecipe) -> float:
     return max(4.0 * sum(each.inputs * each.outputs for each in block if each.trained) for block in network.blocks)
 
 
-def _kept(network: Network, layers: Sequence[Layer], lora: LoraRecipe, length: int) -> float:
+def _attending(network: Network, place: Place, length: int) -> int:
+    """Numbers that attention keeps of each token: its weights in MLX's own; in ours its output and their sum."""
+    size, shortest = place.attention
+    own = size is None or length < shortest
+    return network.heads * length if own else network.heads + network.queries
+
+
+def _kept(network: Network, layers: Sequence[Layer], lora: LoraRecipe, attending: int) -> float:
     """Numbers that a block keeps of each token for the backward pass.
 
-    The output of each layer, where the residual stream is two; the attention's weights, as MLX has no fused
-    attention to train with; what the activation function computes on its way; the inputs of trained layers, once
-    where they share them; what is in between an adapter's factors; and the outputs that DoRA scales.
+    The output of each layer, where the residual stream is two; what the attention keeps; what the activation function
+    computes on its way; the inputs of trained layers, once where they share them; what is in between an adapter's
+    factors; and the outputs that DoRA scales.
     """
     outputs = sum(each.active * each.outputs for each in layers)
     inner = sum(
@@ -297,7 +315,7 @@ def _kept(network: Network, layers: Sequence[Layer], lora: LoraRecipe, length: i
     between = 0.0 if lora.method == "full" else sum(each.active * lora.rank for each in trained)
     dropped = sum(1.25 * each.active * each.inputs for each in trained) if lora.dropout else 0.0
     scaled = sum(each.outputs for each in trained) if lora.method == "dora" else 0
-    return outputs + inner + network.heads * length + sum(inputs.values()) + 2 * between + dropped + scaled
+    return outputs + inner + attending + sum(inputs.values()) + 2 * between + dropped + scaled
 
 
 def _ahead(trained: int, arrays: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxtune.errors import RecipeError
 from mlxtune.recipe import TrainRecipe
@@ -97,6 +97,14 @@ def _one_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
         return kind(train.learning_rate or RATE, **(options | train.optimizer_options))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{train.optimizer} refuses them: {error}", where="train.optimizer_options") from None
+
+
+def updated(
+    optimizer: optimizers.Optimizer, gradient: dict[str, mx.array], trained: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """`trained`, by name, after an update along the `gradient`."""
+    one, other = (tree_unflatten(list(arrays.items())) for arrays in (gradient, trained))
+    return dict(tree_flatten(optimizer.apply_gradients(one, other)))
 
 
 def gradient_norm(gradient: Any) -> float:

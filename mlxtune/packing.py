@@ -24,6 +24,7 @@ class Segments:
 
     def __init__(self, segments: mx.array):
         self.segments = segments
+        self.held: list[mx.array] = []
 
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
         """The mask (B, 1, T, T) of who sees whom."""

@@ -1,4 +1,4 @@
-"""The log of a training run: what a line says, and the file that it goes to. Knows figures, not networks."""
+"""What a training run tells: a line of its log, and all of it at the end. Knows figures, not networks."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -22,6 +22,34 @@ class StepLog:
     peak_memory_gb: float
     anchor_loss: float | None = None
     answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What training did. `trained_tokens` counts supervised tokens, each time they are seen.
+
+    `anchor_loss` is that of the best adapter on the text that must not be forgotten, `first_anchor_loss` the base's.
+    """
+
+    steps: int
+    best_step: int
+    first_valid_loss: float | None
+    best_valid_loss: float | None
+    last_train_loss: float
+    trained_tokens: int
+    rows: int
+    epochs: float
+    seconds: float
+    tokens_per_second: float
+    peak_memory_gb: float
+    trainable_parameters: int
+    parameters: int
+    batch_size: int
+    grad_accumulation_steps: int
+    resumed_at: int | None
+    stopped_early: bool
+    first_anchor_loss: float | None
+    anchor_loss: float | None
 
 
 def append(log: Path, line: StepLog) -> int:

@@ -8,8 +8,8 @@ the same adapter, because the order of rows and the dropout are functions of see
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import mlx.core as mx
@@ -30,6 +30,7 @@ from mlxtune.optimizer import (
     peak_rate,
     set_rate,
     total_updates,
+    updated,
     updates_per_epoch,
 )
 from mlxtune.precision import parameter_count
@@ -37,40 +38,13 @@ from mlxtune.progress import HIGH, HIGH_UPDATES, Progress
 from mlxtune.recipe import Recipe
 from mlxtune.recompute import recomputed
 from mlxtune.rundir import RunDir, cut_log, discard, refuse_existing, staged, sync_log, write_json
-from mlxtune.steplog import StepLog, append
+from mlxtune.steplog import StepLog, TrainResult, append
+from mlxtune.vectors import Vectors, joining_pays
 from mlxtune.workers import ALONE, Workers
 
 ANSWER_TOKENS = 48
 GO_ON = "run the same command to go on"
 Stop = Callable[[], int | None]  # the number of a signal that asks to stop, or None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What training did. `trained_tokens` counts supervised tokens, each time they are seen.
-
-    `anchor_loss` is that of the best adapter on the text that must not be forgotten, `first_anchor_loss` the base's.
-    """
-
-    steps: int
-    best_step: int
-    first_valid_loss: float | None
-    best_valid_loss: float | None
-    last_train_loss: float
-    trained_tokens: int
-    rows: int
-    epochs: float
-    seconds: float
-    tokens_per_second: float
-    peak_memory_gb: float
-    trainable_parameters: int
-    parameters: int
-    batch_size: int
-    grad_accumulation_steps: int
-    resumed_at: int | None
-    stopped_early: bool
-    first_anchor_loss: float | None
-    anchor_loss: float | None
 
 
 def ignore(log: StepLog, steps: int) -> None:
@@ -154,6 +128,10 @@ def _is_ours(found: checkpoint.Checkpoint) -> bool:
     return found.state.keys() == names and {"adapters", "best", "optimizer"} <= found.arrays.keys()
 
 
+def _shapes(arrays: Mapping[str, mx.array]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in arrays.items()}
+
+
 class _Training:
     """The state of a training run: network, optimizer, progress, the best adapter so far."""
 
@@ -180,11 +158,12 @@ class _Training:
         self.optimizer = make_optimizer(recipe.train, recipe.lora.plus)
         targets = adapter.attach(lm, recipe.lora, recipe.seed)
         self.adapter_config = adapter.config(lm, recipe.lora, targets, recipe.data.chat_template)
-        self.optimizer.init(lm.net.trainable_parameters())
+        self.best = adapter.trained(lm.net)
+        self.vectors = Vectors.of(lm.net, joined=joining_pays(self.best, recipe.train.optimizer, recipe.lora.method))
+        self.optimizer.init(tree_unflatten(list(self.vectors.join(self.vectors.now()).items())))
         self.progress = Progress(batch_size=fitted.train.batch_size)
         if workers.size > 1:
             workers.agree(_digest([*samples, *valid], self.adapter_config, recipe), "rows, models or recipes")
-        self.best = self.good = adapter.trained(lm.net)
         self.resumed_at: int | None = None
         self.anchor_loss: float | None = None
         found = self._newest() if workers.first else None
@@ -196,11 +175,13 @@ class _Training:
         self.settings = self.recipe.train
         # before a checkpoint's weights are loaded: what is tried with random tokens must turn out as at the start
         self.layout = layout.choose(lm.net, samples, self.recipe, policy, workers, on_warning)
-        self.value_and_grad = gradient.value_and_grad(lm.net, policy.compile, self.layout.prefix)
+        self.value_and_grad = gradient.value_and_grad(lm.net, self.vectors, policy.compile, self.layout.prefix)
         if found is not None:
             self._go_on_from(found)
         if workers.size > 1:
             self._follow_first()
+        self.trained = self.good = self.vectors.join(self.vectors.now())
+        mx.eval(self.trained)
         mx.reset_peak_memory()
 
     def _newest(self) -> checkpoint.Checkpoint | None:
@@ -210,8 +191,8 @@ class _Training:
             self.on_warning(f"{folder} is damaged and is passed over")
             discard(folder)
         if found is not None:
-            shapes = {name: value.shape for name, value in self.best.items()}
-            if {name: value.shape for name, value in found.arrays["adapters"].items()} != shapes:
+            ours = {"adapters": self.best, "optimizer": dict(tree_flatten(self.optimizer.state))}
+            if any(_shapes(found.arrays[name]) != _shapes(arrays) for name, arrays in ours.items()):
                 raise OutputError("has checkpoints of another recipe", where=self.run.root, hint="choose another --out")
         log_bytes = found.state["log_bytes"] if found is not None else 0
         cut_log(self.run.log, log_bytes)  # lines behind the checkpoint are written again
@@ -269,7 +250,7 @@ class _Training:
         batches = [self.layout.batch(part) for part in mine]
         with recomputed(self.net, self.settings.grad_checkpoint), noisy_embeddings(self.net, self.settings.neftune):
             try:
-                loss, found = gradient.token_weighted(self.value_and_grad, self.net, batches, tokens, self.workers)
+                loss, found = gradient.token_weighted(self.value_and_grad, self.vectors, batches, tokens, self.workers)
             except WorkerLost as error:
                 self._go_on_alone(error)
                 self.save()  # the state is that after the update before
@@ -279,9 +260,10 @@ class _Training:
             self._stop_at_nan(loss, rows)
         self.rate = learning_rate(self.progress.step, self.updates, self.settings, self.peak)
         set_rate(self.optimizer, self.rate, self.recipe.lora.plus)
-        self.good = adapter.trained(self.net)  # its loss and gradient are finite
-        self.optimizer.update(self.net, clipped(found, norm, self.settings.max_grad_norm))
-        mx.eval(self.net.trainable_parameters(), self.optimizer.state)
+        self.good = self.trained  # its loss and gradient are finite
+        self.trained = updated(self.optimizer, clipped(found, norm, self.settings.max_grad_norm), self.trained)
+        mx.eval(self.trained, self.optimizer.state)
+        self.vectors.put(self.vectors.apart(self.trained))
         spent = time.perf_counter() - started
         if self.progress.updated(loss, tokens, spent):
             self.on_warning(
@@ -290,7 +272,7 @@ class _Training:
             )
 
     def _stop_at_nan(self, loss: float, rows: list[list[int]]) -> None:
-        self.net.load_weights(list(self.good.items()), strict=False)
+        self.vectors.put(self.vectors.apart(self.good))
         folder = self.save()
         names = [self.samples[row].where for part in rows for row in part]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

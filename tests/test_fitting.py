@@ -19,7 +19,15 @@ ROWS = Rows(longest=512, supervised=64, count=1000)
 @pytest.fixture(scope="module")
 def job(tiny: Path) -> Job:
     net, config = model.outline(tiny)
-    place = Place(usable_bytes=10**9, parts=2, pad_multiple=1, chunk_bytes=2**23, policy=FLOAT32)
+    place = Place(
+        usable_bytes=10**9,
+        parts=2,
+        most_tokens=None,
+        attention=(None, 0),
+        pad_multiple=1,
+        chunk_bytes=2**23,
+        policy=FLOAT32,
+    )
     return Job(net=net, config=config, rows=ROWS, place=place)
 
 

@@ -16,14 +16,15 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxtune import adapter, gradient, model
+from mlxtune import adapter, model
 from mlxtune import train as trainer
 from mlxtune.data.batches import Batch, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.optimizer import learning_rate, make_optimizer, set_rate
 from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
+from tests.gradients import loss_and_gradient
 
 from mlx_lm.models import llama  # isort: skip  # after mlxtune.model, which keeps its import from lowering the limit
 
@@ -79,8 +80,8 @@ def with_factors(lm: model.LanguageModel, lora: LoraRecipe) -> dict[str, mx.arra
 
 def gradient_of(lm: model.LanguageModel, batch: Batch) -> tuple[float, Any]:
     """Loss in nats per token and the gradient tree, by the trainer's own functions."""
-    function = gradient.value_and_grad(lm.net, False)
-    return gradient.token_weighted(function, lm.net, [batch], int(batch.trained[:, 1:].sum()))
+    loss, found = loss_and_gradient(lm.net, [batch], int(batch.trained[:, 1:].sum()))
+    return loss, tree_unflatten(list(found.items()))
 
 
 def arrays(tensors: dict[str, mx.array]) -> dict[str, npt.NDArray[np.float32]]:

@@ -22,7 +22,7 @@ LINES = [
     {"errors"},
     {"rundir", "machine"},
     {"recipe", "hub", "report", "borrow"},
-    {"tokenizer", "precision", "lora", "head", "crossentropy", "progress", "workers"},
+    {"tokenizer", "precision", "lora", "head", "crossentropy", "progress", "workers", "attention", "vectors"},
     {"model", "data", "caches"},
     {"packing", "prefix"},
     {"adapter", "checkpoint", "generate", "origin", "likelihood", "optimizer", "recompute", "noise", "steplog"},

@@ -21,8 +21,24 @@ from mlxtune.recipe import LoraRecipe, QuantizeRecipe, Recipe, TrainRecipe
 BENCH = Path(__file__).parent.parent / "scripts" / "bench_memory.py"
 FLOAT32 = machine.ComputePolicy(float32=True, expand=True, spread=False, compile=False, pad_multiple=1)
 STORED = machine.ComputePolicy(float32=False, expand=False, spread=False, compile=True, pad_multiple=32)
-CPU = Place(usable_bytes=10**9, parts=2, pad_multiple=1, chunk_bytes=2**23, policy=FLOAT32)
-GPU = Place(usable_bytes=10**9, parts=1, pad_multiple=32, chunk_bytes=2**26, policy=STORED)
+CPU = Place(
+    usable_bytes=10**9,
+    parts=2,
+    most_tokens=None,
+    attention=(None, 0),
+    pad_multiple=1,
+    chunk_bytes=2**23,
+    policy=FLOAT32,
+)
+GPU = Place(
+    usable_bytes=10**9,
+    parts=1,
+    most_tokens=None,
+    attention=(None, 0),
+    pad_multiple=32,
+    chunk_bytes=2**26,
+    policy=STORED,
+)
 ROWS = Rows(longest=128, supervised=32, count=100)
 
 

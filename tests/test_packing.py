@@ -1,19 +1,16 @@
 """Packed rows: loss and gradient of the rows alone, no row sees another, on every architecture that allows it."""
 
-from typing import Any
-
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
-from mlxtune import gradient, packing
+from mlxtune import packing
 from mlxtune.caches import given
 from mlxtune.data.batches import make_batch, make_lines
 from mlxtune.data.render import Sample
 from mlxtune.recompute import recomputed
 from tests import zoo
+from tests.gradients import difference, loss_and_gradient
 
 # no: states that run on, positions that count from the start of a line, caches or masks of another kind
 APART = {
@@ -32,19 +29,6 @@ def rows(seed: int = 0) -> list[Sample]:
         Sample("a:1", random.integers(0, zoo.VOCABULARY, length).tolist(), [True] * length, 0, None)
         for length in LENGTHS
     ]
-
-
-def loss_and_gradient(net: nn.Module, *batches: Any) -> tuple[float, dict[str, np.ndarray]]:
-    loss, found = gradient.token_weighted(gradient.value_and_grad(net, False), net, batches, 1)
-    return loss, {name: np.array(value) for name, value in tree_flatten(found)}
-
-
-def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """Norm of the difference of two gradients, relative."""
-    assert one.keys() == other.keys()
-    norms = [(np.linalg.norm(one[name] - other[name]), np.linalg.norm(other[name])) for name in one]
-    apart, whole = np.linalg.norm(np.array(norms), axis=0)
-    return float(apart / whole)
 
 
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
@@ -68,10 +52,10 @@ def test_they_are_told_in_half_precision_too(name: str, apart: bool, dtype: mx.D
 @pytest.mark.parametrize("name", PACKED)
 def test_loss_and_gradient_are_those_of_the_rows_alone(name: str) -> None:
     net = zoo.build(name)
-    loss, alone = loss_and_gradient(net, *(make_batch(rows(), [row]) for row in range(len(LENGTHS))))
-    packed_loss, packed = loss_and_gradient(net, make_lines(rows(), LINES, (4, 23)))  # with a line of padding
+    loss, alone = loss_and_gradient(net, [make_batch(rows(), [row]) for row in range(len(LENGTHS))], 1)
+    packed_loss, packed = loss_and_gradient(net, [make_lines(rows(), LINES, (4, 23))], 1)  # with a line of padding
     assert packed_loss == pytest.approx(loss, rel=1e-5)
-    assert all(np.isfinite(value).all() for value in packed.values())
+    assert all(np.isfinite(np.array(value)).all() for value in packed.values())
     assert difference(packed, alone) <= 1e-4
 
 
@@ -79,9 +63,9 @@ def test_loss_and_gradient_are_those_of_the_rows_alone(name: str) -> None:
 def test_recomputed_blocks_give_the_same_gradient(name: str) -> None:
     net = zoo.build(name)
     batch = make_lines(rows(), LINES, (3, 20))
-    _, plain = loss_and_gradient(net, batch)
+    _, plain = loss_and_gradient(net, [batch], 1)
     with recomputed(net):
-        _, saving = loss_and_gradient(net, batch)
+        _, saving = loss_and_gradient(net, [batch], 1)
     assert difference(saving, plain) <= 1e-5
 
 

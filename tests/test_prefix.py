@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
-from mlxtune import gradient, likelihood, prefix
+from mlxtune import likelihood, prefix
 from mlxtune.data.batches import make_batch
 from mlxtune.data.render import Sample
 from mlxtune.recompute import recomputed
 from tests import zoo
+from tests.gradients import difference, loss_and_gradient
 
 # no: states, and caches of another kind than keys and values
 WHOLE = {
@@ -54,14 +53,10 @@ def test_loss_and_gradient_are_those_of_the_whole_rows(name: str, saving: bool) 
     assert tokens == BEGINNING[:-1]
     rest = make_batch(prefix.without(samples, len(tokens)), order)
     with recomputed(net, saving):
-        plain, sharing = gradient.value_and_grad(net, False), gradient.value_and_grad(net, False, tokens)
-        loss, whole = gradient.token_weighted(plain, net, [make_batch(samples, order)], 1)
-        shared_loss, shared = gradient.token_weighted(sharing, net, [rest], 1)
+        loss, whole = loss_and_gradient(net, [make_batch(samples, order)], 1)
+        shared_loss, shared = loss_and_gradient(net, [rest], 1, tokens)
     assert shared_loss == pytest.approx(loss, rel=1e-5)
-    pairs = zip(tree_flatten(shared), tree_flatten(whole), strict=True)
-    norms = [(mx.linalg.norm(one - other).item(), mx.linalg.norm(other).item()) for (_, one), (_, other) in pairs]
-    apart, length = np.linalg.norm(np.array(norms), axis=0)
-    assert apart / length <= 1e-5
+    assert difference(shared, whole) <= 1e-5
 
 
 def test_measuring_may_share() -> None:

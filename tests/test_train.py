@@ -23,6 +23,7 @@ from mlxtune.noise import noisy_embeddings
 from mlxtune.recipe import LoraRecipe, Recipe, TrainRecipe
 from mlxtune.train import train
 from mlxtune.workers import Workers
+from tests.gradients import loss_and_gradient
 
 
 def sample(number: int, length: int, learned: int) -> Sample:
@@ -60,7 +61,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 def gradient_of(lm: model.LanguageModel, parts: Sequence[list[int]], pad_multiple: int = 1) -> tuple[float, Any]:
     batches = [make_batch(SAMPLES, part, pad_multiple) for part in parts]
     tokens = sum(SAMPLES[row].trained_count for part in parts for row in part)
-    return gradient.token_weighted(gradient.value_and_grad(lm.net, False), lm.net, batches, tokens)
+    return loss_and_gradient(lm.net, batches, tokens)
 
 
 def perturbed(lm: model.LanguageModel) -> None:

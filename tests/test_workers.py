@@ -21,7 +21,6 @@ GRADIENT = """
 import hashlib, sys
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from mlxtune import machine
 machine.prepare()
 machine.configure()
@@ -29,6 +28,7 @@ from mlxtune import adapter, gradient, likelihood, model, workers
 from mlxtune.data.batches import make_batch
 from mlxtune.data.render import Sample
 from mlxtune.recipe import LoraRecipe
+from mlxtune.vectors import Vectors
 
 rows = [(5 + 3 * (number % 4), 1 + number % 4) for number in range(7)]
 samples = [
@@ -42,19 +42,21 @@ draws = np.random.default_rng(5)
 noisy = [(n, mx.array(draws.normal(0, 0.05, w.shape).astype(np.float32)))
          for n, w in adapter.trained(lm.net).items() if n.endswith("lora_b")]
 lm.net.load_weights(noisy, strict=False)
-function = gradient.value_and_grad(lm.net, False)
+vectors = Vectors.of(lm.net, joined=True)
+function = gradient.value_and_grad(lm.net, vectors, False)
 together = workers.join()
 tokens = sum(each.trained_count for each in samples)
-alone = gradient.token_weighted(function, lm.net, [make_batch(samples, list(range(7)))], tokens)
+alone = gradient.token_weighted(function, vectors, [make_batch(samples, list(range(7)))], tokens)
 for parts in ([list(range(7))], [[0, 1, 2, 3], [4, 5, 6]], [[row] for row in range(7)], [[3], [0, 1, 2, 4, 5, 6]]):
     mine = [share for part in parts if (share := together.share(part))]
     batches = [make_batch(samples, part) for part in mine]
-    loss, found = gradient.token_weighted(function, lm.net, batches, tokens, together)
+    loss, found = gradient.token_weighted(function, vectors, batches, tokens, together)
     assert abs(loss - alone[0]) <= 1e-5 * alone[0], (loss, alone[0])
-    for (name, one), (_, other) in zip(tree_flatten(found), tree_flatten(alone[1]), strict=True):
-        one, other = np.array(one, dtype=np.float64), np.array(other, dtype=np.float64)
+    expected = vectors.apart(alone[1])
+    for name, one in vectors.apart(found).items():
+        one, other = np.array(one, dtype=np.float64), np.array(expected[name], dtype=np.float64)
         assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(other), name
-    print(hashlib.sha256(b"".join(np.array(each).tobytes() for _, each in tree_flatten(found))).hexdigest())
+    print(hashlib.sha256(b"".join(np.array(each).tobytes() for each in found.values())).hexdigest())
 share = likelihood.mean_nats(lm.net, samples, 2, together)
 assert abs(share - likelihood.mean_nats(lm.net, samples, 2)) <= 1e-5 * share
 assert together.value_from_first({"rank": together.rank, "text": "\\u00e9"}) == {"rank": 0, "text": "\\u00e9"}
