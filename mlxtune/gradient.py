@@ -31,7 +31,8 @@ def value_and_grad(net: nn.Module, vectors: Vectors, compile: bool, prefix: Sequ
     head = find(net)
 
     def nats(trained: Arrays, tokens: mx.array, wanted: mx.array, segments: mx.array | None = None) -> mx.array:
-        with vectors.inside(trained), shared(net, prefix), packed(net, segments):
+        vectors.put(trained)
+        with shared(net, prefix), packed(net, segments):
             return likelihood.row_nats(net, tokens, wanted, head, learn=True).sum()
 
     function: ValueAndGrad = mx.value_and_grad(nats)
@@ -40,7 +41,8 @@ def value_and_grad(net: nn.Module, vectors: Vectors, compile: bool, prefix: Sequ
     blocks = machine.attention_blocks(machine.device_kind())
 
     def leanly(trained: Arrays, *arrays: mx.array) -> tuple[mx.array, Arrays]:
-        with lean(*blocks):  # around the backward pass too, where a block may be computed again
+        # around the backward pass too, where a block may be computed again, with what it then is given
+        with lean(*blocks), vectors.kept():
             return function(trained, *arrays)
 
     return leanly

@@ -30,8 +30,8 @@ OUTWARD = {"o_proj", "out_proj", "dense", "wo", "c_proj", "down_proj", "fc2", "w
 
 # Measured, on the configurations that `scripts/bench_memory.py` fits with. MLX's main thread hands out operations
 # ahead of those that compute, and what these will free is held so long: in the backward pass, a block's activations
-# once more, or where blocks are computed again, 1.4 times; in an optimizer's update, so many arrays of what is trained.
-AHEAD_BLOCKS, AGAIN_BLOCKS, AHEAD_ARRAYS = 1.0, 1.4, 16
+# once more, or where blocks are computed again, 2.2 times; in an optimizer's update, so many arrays of what is trained.
+AHEAD_BLOCKS, AGAIN_BLOCKS, AHEAD_ARRAYS = 1.0, 2.2, 16
 # Of float32 logits: they, what becomes of them in the loss and their gradients; where they are made in chunks, so many
 # chunks at most. `SAVING`: in MLX's usual order, which gradient checkpointing takes (see `machine.configure`).
 LOGITS_COPIES, SAVING_LOGITS_COPIES = 5.0, 3.1

@@ -262,8 +262,9 @@ class _Training:
         set_rate(self.optimizer, self.rate, self.recipe.lora.plus)
         self.good = self.trained  # its loss and gradient are finite
         self.trained = updated(self.optimizer, clipped(found, norm, self.settings.max_grad_norm), self.trained)
-        mx.eval(self.trained, self.optimizer.state)
-        self.vectors.put(self.vectors.apart(self.trained))
+        arrays = self.vectors.apart(self.trained)
+        mx.eval(self.trained, arrays, self.optimizer.state)
+        self.vectors.put(arrays)
         spent = time.perf_counter() - started
         if self.progress.updated(loss, tokens, spent):
             self.on_warning(

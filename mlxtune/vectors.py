@@ -6,7 +6,7 @@ hundreds of small arrays. Knows networks, not training.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,56 +42,64 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """The places of each vector, one behind the other, by its name: the last part of theirs; or a place each."""
+    """The places of what a network trains, in its order, and the names of those in each vector, one behind the other.
 
-    places: Mapping[str, list[Place]]
+    `joined`: a vector has all places of a key, which names it; else one place each.
+    """
+
+    places: Sequence[Place]
+    members: Mapping[str, list[str]]
     joined: bool
 
     @classmethod
     def of(cls, net: nn.Module, *, joined: bool) -> "Vectors":
-        """Those of what `net` trains. joined: all of a kind in one vector; they are of one type then."""
-        places: dict[str, list[Place]] = {}
+        """Those of what `net` trains."""
+        places: list[Place] = []
+        members: dict[str, list[str]] = {}
         for name, value in tree_flatten(net.trainable_parameters()):
             path, _, key = name.rpartition(".")
             module: Any = net
             for step in path.split(".") if path else []:
                 module = module[int(step) if isinstance(module, list) else step]
-            places.setdefault(key if joined else name, []).append(Place(module, key, name, value.shape))
-        return cls(places, joined)
+            places.append(Place(module, key, name, value.shape))
+            members.setdefault(key if joined else name, []).append(name)
+        return cls(places, members, joined)
 
     def now(self) -> dict[str, mx.array]:
         """The parameters that the network has, by their names."""
-        return {each.name: each.module[each.key] for some in self.places.values() for each in some}
-
-    def join(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Arrays by parameter -> by vector."""
-        if not self.joined:
-            return {name: arrays[name] for name in self.places}
-        return {
-            name: mx.concatenate([arrays[each.name].reshape(-1) for each in some]) for name, some in self.places.items()
-        }
-
-    def apart(self, vectors: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Arrays by vector -> by parameter."""
-        arrays: dict[str, mx.array] = {}
-        for name, some in self.places.items():
-            ends = itertools.accumulate(math.prod(each.shape) for each in some[:-1])
-            parts = mx.split(vectors[name], list(ends)) if self.joined else [vectors[name]]
-            arrays |= {each.name: part.reshape(each.shape) for each, part in zip(some, parts, strict=True)}
-        return arrays
+        return {each.name: each.module[each.key] for each in self.places}
 
     def put(self, arrays: Mapping[str, mx.array]) -> None:
         """Gives the network these arrays, by parameter."""
-        for some in self.places.values():
-            for each in some:
-                each.module[each.key] = arrays[each.name]
+        for each in self.places:
+            each.module[each.key] = arrays[each.name]
 
     @contextmanager
-    def inside(self, arrays: Mapping[str, mx.array]) -> Iterator[None]:
-        """Inside, the network has these arrays."""
+    def kept(self) -> Iterator[None]:
+        """Behind it, the network has the arrays that it had before, whatever it was given inside."""
         before = self.now()
-        self.put(arrays)
         try:
             yield
         finally:
             self.put(before)
+
+    def join(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Arrays by parameter -> by vector."""
+        if not self.joined:
+            return {name: arrays[name] for name in self.members}
+        return {
+            vector: mx.concatenate([arrays[name].reshape(-1) for name in names])
+            for vector, names in self.members.items()
+        }
+
+    def apart(self, vectors: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Arrays by vector -> by parameter."""
+        if not self.joined:
+            return {name: vectors[name] for name in self.members}
+        shapes = {each.name: each.shape for each in self.places}
+        arrays: dict[str, mx.array] = {}
+        for vector, names in self.members.items():
+            ends = itertools.accumulate(math.prod(shapes[name]) for name in names[:-1])
+            for name, part in zip(names, mx.split(vectors[vector], list(ends)), strict=True):
+                arrays[name] = part.reshape(shapes[name])
+        return arrays

@@ -49,10 +49,11 @@ def test_or_each_array_by_itself(lm: model.LanguageModel) -> None:
     assert equal(vectors.apart(before), before)
 
 
-def test_inside_only(lm: model.LanguageModel) -> None:
+def test_kept(lm: model.LanguageModel) -> None:
     vectors, before = Vectors.of(lm.net, joined=True), adapter.trained(lm.net)
     changed = drawn(before, 2)
-    with pytest.raises(ZeroDivisionError), vectors.inside(changed):
+    with pytest.raises(ZeroDivisionError), vectors.kept():
+        vectors.put(changed)
         assert equal(adapter.trained(lm.net), changed)
         raise ZeroDivisionError
     assert equal(adapter.trained(lm.net), before)
