@@ -184,6 +184,38 @@ def test_rows_keep_their_nats_however_a_batch_is_split(tiny: Path, monkeypatch: 
     np.testing.assert_allclose(likelihood.measure(net, SAMPLES, batch_size=4), alone, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "at_once", "most", "count"),
+    [
+        ((8, 100), 2, None, 2),
+        ((8, 100), 2, 400, 2),
+        ((8, 100), 2, 399, 4),
+        ((8, 100), 2, 100, 8),
+        ((8, 100), 2, 10, 8),
+        ((1, 1000), 1, 320, 1),
+        ((8, 100), 1, 320, 3),
+    ],
+)
+def test_parts_of_a_batch(shape: tuple[int, int], at_once: int, most: int | None, count: int) -> None:
+    assert likelihood.part_count(shape, at_once, most) == count
+
+
+def test_a_batch_is_computed_in_rounds(lm: model.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row once, in order, no round with more tokens than asked."""
+    monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 2)
+    seen: list[tuple[int, ...]] = []
+
+    def noted(tokens: mx.array, wanted: mx.array) -> mx.array:
+        seen.append(tokens.shape)
+        return tokens[:, 0]
+
+    rows = np.arange(8 * 10).reshape(8, 10).astype(np.int32)
+    batch = Batch(rows, np.ones((8, 10), dtype=np.bool_), list(range(8)))
+    found = np.concatenate([np.array(each) for each in likelihood.in_parts(batch, noted, 25)])
+    assert found.tolist() == rows[:, 0].tolist()
+    assert seen == [(2, 10)] * 4
+
+
 def test_another_thread_measures_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's streams belong to the thread that made them."""
     monkeypatch.setattr(machine, "batch_parts", lambda device, cores: 2)
