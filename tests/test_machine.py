@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlxtune import machine
@@ -301,3 +302,21 @@ def test_where_sharing_the_beginning_pays(prefix: int, rest: int, lines: int, pa
 def test_places_are_padded_where_each_number_is_compiled() -> None:
     assert [machine.padded_count(count, 100, "cpu") for count in (0, 1, 5, 100)] == [1, 1, 5, 100]
     assert [machine.padded_count(count, 100, "metal") for count in (0, 1, 5, 64, 65)] == [1, 1, 8, 64, 100]
+
+
+@pytest.mark.parametrize(
+    ("device", "blocks", "tokens"), [("cpu", (64, 0), 320), ("metal", (512, 1024), None), ("cuda", (None, 0), None)]
+)
+def test_how_training_attends_and_how_much_at_once(
+    device: str, blocks: tuple[int | None, int], tokens: int | None
+) -> None:
+    assert machine.attention_blocks(device) == blocks
+    assert machine.most_tokens(device) == tokens
+
+
+@pytest.mark.parametrize("device", ["cpu", "metal"])
+def test_powers_of_two(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "device_kind", lambda: device)
+    exponents = np.array([-100.0, -20.5, -1.0, 0.0, 0.3], dtype=np.float32)
+    found = np.array(machine.power_of_two(mx.array(exponents)), dtype=np.float64)
+    np.testing.assert_allclose(found, 2.0 ** exponents.astype(np.float64), rtol=1e-5)
