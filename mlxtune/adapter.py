@@ -279,7 +279,7 @@ def load(lm: LanguageModel, folder: Path) -> None:
     lm.net.load_weights(list(tensors.items()), strict=False)
     lm.net.eval()
     use_template(lm.tokenizer, value.get("chat_template"))
-    mx.eval(lm.net.parameters())
+    mx.eval(list(tensors.values()))  # and nothing else: of a network that is not read yet, no weight is
 
 
 def _refuse_other_base(lm: LanguageModel, folder: Path, wanted: Any) -> None:

@@ -1,148 +1,185 @@
-"""Fuses an adapter into its base and measures what was kept. Knows folders and samples, not files of data."""
+"""Fuses adapters into their base and measures what was kept. Knows folders and samples, not files of data.
 
+The fused model is written a tensor at a time, as are the layers that are made again, each into a file of its own first.
+Only measuring, and finding what goes into the layers, takes a whole model: base, adapter and fused one after the other.
+"""
+
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_unflatten
-
-from mlxtune import adapter, likelihood, model, precision
+from mlxtune import blend, likelihood, machine, model, survival
+from mlxtune.assembly import Job, OnPhase, Work
+from mlxtune.blend import Part
 from mlxtune.data.render import Sample
-from mlxtune.errors import FuseError, InputError
-from mlxtune.quant import rtn
-from mlxtune.recipe import FuseRecipe, QuantizeRecipe, check_quantization
+from mlxtune.errors import FuseError, InputError, ModelError, RecipeError
+from mlxtune.recipe import FuseRecipe, check_quantization
+from mlxtune.requantize import Change
 from mlxtune.rundir import refuse_existing, size_of, staged, write_json
-from mlxtune.tokenizer import write_template
+from mlxtune.survival import Survival, kept_share
+from mlxtune.tokenizer import check_vocabulary, load_tokenizer, write_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
     """What fusing did to `layers` layers, or tensors of a full tuning; `kept` is the share of the adapter's gain.
 
-    Losses in nats per supervised token on `rows` rows. The losses and `kept` are None where there were no rows; `kept`
-    is None too where the adapter gained nothing.
+    Losses in nats per supervised token on `rows` rows, `kl` the mean KL(adapter ‖ fused) of their supervised tokens,
+    `same_top` the share of these with the same most likely token. They and `kept` are None where there were no rows;
+    `kept` is None too where the adapter gained nothing. `raised` are layers that got more bits than asked,
+    `calibrated` the rows that packed layers were fitted to, `changes` what became of each layer's change.
     """
 
     path: str
+    adapters: dict[str, float]
     layers: int
     bits: int | None
+    bits_per_weight: float
     bytes: int
     rows: int
     base_loss: float | None
     adapter_loss: float | None
     fused_loss: float | None
     kept: float | None
+    kl: float | None
+    same_top: float | None
+    calibrated: int
+    raised: dict[str, int]
+    changes: tuple[Change, ...]
 
 
-def fuse(base: Path, adapter_path: Path, out: Path, settings: FuseRecipe, samples: Sequence[Sample] = ()) -> Fused:
+def fuse(
+    base: Path,
+    adapters: Path | Sequence[Part],
+    out: Path,
+    settings: FuseRecipe,
+    samples: Sequence[Sample] = (),
+    training: Sequence[Sample] = (),
+    original: Path | None = None,
+    on_phase: OnPhase = lambda phase, done, total: None,
+) -> Fused:
     """Writes base + adapter as one model to `out`, in the base's own precision unless `settings` says otherwise.
 
-    Raises FuseError, and writes nothing, when less than `settings.keep` of the adapter's gain on `samples` survives.
+    `training` rows, if there are any, fit layers that are packed again to what goes into them. `original` is the model
+    that the base was quantized from: then the change is added to its weights. Several adapters are added, each with
+    its weight. Where less than `settings.aim` of the gain on `samples` survives, the worst layers get more bits.
+
+    Raises FuseError, and writes nothing, when less than `settings.keep` survives, unless the loss is accepted.
     """
     refuse_existing(out, "--save-path")
     if settings.bits is not None:
         check_quantization(settings.bits, 64, "affine", "fuse")
-    for inside in (base, adapter_path):
+    if settings.original and original is None:
+        what = "needs a base that was quantized, and the model that it was made of"
+        raise RecipeError(what, where="fuse.original", hint="leave it out")
+    given = [Part(adapters)] if isinstance(adapters, Path) else adapters
+    parts = tuple(replace(part, weight=part.weight * settings.scale) for part in given)
+    for inside in (base, *(part.path for part in parts), *([original] if original is not None else [])):
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError("lies inside its own input", where=out, hint="choose a folder outside it")
-    chat_template = adapter.check(adapter_path).get("chat_template")
-    base_loss, adapter_loss = _losses_before(base, adapter_path, samples)
-    lm = model.load(base, stored=True)
-    adapter.load(lm, adapter_path)
-    layers = len(adapter.adapted_layers(lm.net)) or len(adapter.tensor_names(adapter_path))
-    config = fuse_layers(lm.net, lm.config, settings)
-    with staged(out) as scratch:
-        model.save(scratch, lm.net, config, base)
-        if chat_template is not None:
-            write_template(scratch, chat_template, lm.tokenizer.eos_token_ids)
-        fused_loss = likelihood.mean_nats(model.load(scratch).net, samples) if samples else None
-        result = Fused(
-            path=str(out),
-            layers=layers,
-            bits=_bits(config, settings),
-            bytes=sum(size_of(file) for file in model.weight_files(scratch)),
-            rows=len(samples),
-            base_loss=base_loss,
-            adapter_loss=adapter_loss,
-            fused_loss=fused_loss,
-            kept=kept_share(base_loss, adapter_loss, fused_loss),
-        )
-        if result.kept is not None and result.kept < settings.keep:
-            raise FuseError(
-                f"fusing would keep {max(0.0, result.kept):.0%} of what the adapter learned, less than "
-                f"{settings.keep:.0%} (loss of base {base_loss:.4f}, adapter {adapter_loss:.4f}, "
-                f"fused {fused_loss:.4f}); nothing was written",
-                where=out,
-                hint=ways_out(result.bits),
-            )
+    job = Job(base, parts, settings, original, samples, training, on_phase)
+    template = blend.check(parts).get("chat_template")
+    machine.configure()
+    _check(job)
+    with staged(out) as scratch, ExitStack() as stack:
+        memory = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
+        work = Work(job, scratch)
+        losses = _losses_before(job, memory)
+        fused_loss, survived = _written(job, work, template, memory)
+        while work.raise_bits(kept_share(*losses, fused_loss)):
+            fused_loss, survived = _written(job, work, template, memory)
+        result = _result(job, work, out, losses, fused_loss, survived)
+        _refuse_loss(result, settings, out)
+        work.clean()
         write_json(scratch / "fuse.json", asdict(result))
     return result
 
 
-def ways_out(bits: int | None) -> str:
-    """What would keep more of the adapter."""
-    return "use --dequantize" if bits is None or bits >= 8 else "use --q-bits 8 or --dequantize"
+def _result(
+    job: Job,
+    work: Work,
+    out: Path,
+    losses: tuple[float | None, float | None],
+    fused: float | None,
+    survived: Survival | None,
+) -> Fused:
+    packing = work.config.get("quantization")
+    return Fused(
+        path=str(out),
+        adapters={str(part.path): part.weight for part in job.parts},
+        layers=work.layers,
+        bits=(job.settings.bits or int(packing["bits"])) if packing else None,
+        bits_per_weight=work.bits_per_weight,
+        bytes=sum(size_of(file) for file in model.weight_files(work.scratch)),
+        rows=len(job.samples),
+        base_loss=losses[0],
+        adapter_loss=losses[1],
+        fused_loss=fused,
+        kept=kept_share(*losses, fused),
+        kl=survived.kl if survived else None,
+        same_top=survived.same_top if survived else None,
+        calibrated=work.calibrated,
+        raised=work.raised,
+        changes=tuple(work.changes[name] for name in work.packings if name in work.changes),
+    )
 
 
-def kept_share(base: float | None, adapter: float | None, fused: float | None) -> float | None:
-    """(base - fused) / (base - adapter): the share of the adapter's gain in loss that the fused model has."""
-    if base is None or adapter is None or fused is None or adapter >= base:
-        return None
-    return (base - fused) / (base - adapter)
+def _check(job: Job) -> None:
+    """Refuses what the headers alone show: an unusable base, or an original that cannot be one."""
+    config = model.check(job.base)
+    check_vocabulary(load_tokenizer(job.base, config), config.get("vocab_size"), job.base)
+    if job.original is None:
+        return
+    if "quantization" not in config:
+        raise InputError("is of use for a quantized base only", where="--base", hint="leave it out")
+    if "quantization" in model.check(job.original):
+        raise ModelError("is quantized itself", where=job.original, hint="give the model that the base was made of")
 
 
-def _losses_before(base: Path, adapter_path: Path, samples: Sequence[Sample]) -> tuple[float | None, float | None]:
-    if not samples:
+def _losses_before(job: Job, memory: IO[bytes]) -> tuple[float | None, float | None]:
+    """Losses of base and adapter; what the adapter predicts goes into `memory`."""
+    if not job.samples:
         return None, None
-    lm = model.load(base)
-    base_loss = likelihood.mean_nats(lm.net, samples)
-    adapter.load(lm, adapter_path)
-    return base_loss, likelihood.mean_nats(lm.net, samples)
+    lm = model.load(job.base)
+    job.on_phase("measured", 0, 3)
+    base_loss = likelihood.mean_nats(lm.net, job.samples)
+    blend.attach(lm, job.parts)
+    job.on_phase("measured", 1, 3)
+    adapter_loss = likelihood.mean_nats(lm.net, job.samples)
+    survival.remember(lm.net, survival.compared_rows(job.samples, survival.vocabulary_of(lm.net)), memory)
+    job.on_phase("measured", 2, 3)
+    return base_loss, adapter_loss
 
 
-def fuse_layers(net: nn.Module, config: dict[str, Any], settings: FuseRecipe) -> dict[str, Any]:
-    """Replaces each adapted layer of `net` by one of its fused weight, computed in float32; returns the config for it.
-
-    A layer that was quantized is packed again, with `settings.bits` where they are given; others keep their bytes.
-    """
-    described = dict(config.get("quantization") or {})
-    fused = []
-    for name, layer in adapter.adapted_layers(net):
-        stored = layer.linear
-        packed = isinstance(stored, precision.QUANTIZED)
-        dtype = precision.dense_dtype(stored) if packed else stored.weight.dtype
-        made = precision.dense(stored, mx.float32) if packed else stored
-        made.weight = adapter.fused_weight(layer, made.weight).astype(dtype)  # float32, as the update is
-        if packed and not settings.dequantize:
-            packing = _packing(stored, made.weight.shape[-1], settings.bits)
-            if packing["bits"] != stored.bits:
-                described[name] = packing
-            made = made.to_quantized(**packing)
-        fused.append((name, made))
-    net.update_modules(tree_unflatten(fused))
-    if settings.dequantize:
-        precision.dequantize(net)
-        return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-    if described:
-        return {**config, "quantization": described, "quantization_config": described}
-    if settings.bits is not None:
-        config, _ = rtn.quantize(net, config, QuantizeRecipe(bits=settings.bits))
-    return config
+def _written(job: Job, work: Work, template: str | None, memory: IO[bytes]) -> tuple[float | None, Survival | None]:
+    """Writes the model; its loss, and how far it is from what the adapter predicted."""
+    ends = work.write()
+    if template is not None:
+        write_template(work.scratch, template, ends)
+    if not job.samples:
+        return None, None
+    net = model.load(work.scratch).net
+    rows = survival.compared_rows(job.samples, survival.vocabulary_of(net))
+    survived = survival.compare(net, rows, memory)
+    return likelihood.mean_nats(net, job.samples), survived
 
 
-def _packing(layer: nn.Module, inputs: int, bits: int | None) -> dict[str, Any]:
-    """How a fused layer is packed: as it was, or in `bits`, which the affine format has for every number of bits."""
-    if bits is None or bits == layer.bits:
-        return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-    groups = [layer.group_size] if layer.mode == "affine" else [size for size in (64, 32) if inputs % size == 0]
-    if not groups:
-        raise FuseError(f"{inputs} inputs of a layer divide by no group of {bits}-bit weights", hint="use --dequantize")
-    return {"group_size": groups[0], "bits": bits, "mode": "affine"}
+def _refuse_loss(result: Fused, settings: FuseRecipe, out: Path) -> None:
+    if result.kept is None or max(result.kept, 0.0) >= settings.keep or settings.accept_loss:
+        return
+    raise FuseError(
+        f"fusing would keep {max(0.0, result.kept):.0%} of what the adapter learned, less than {settings.keep:.0%} "
+        f"(loss of base {result.base_loss:.4f}, adapter {result.adapter_loss:.4f}, fused {result.fused_loss:.4f}); "
+        "nothing was written",
+        where=out,
+        hint=f"use {' or '.join(flags_out(result.bits))}",
+    )
 
 
-def _bits(config: dict[str, Any], settings: FuseRecipe) -> int | None:
-    packing = config.get("quantization")
-    return (settings.bits or int(packing["bits"])) if packing else None
+def flags_out(bits: int | None) -> list[str]:
+    """What would keep more of the adapter, or write the model all the same."""
+    wider = [] if bits is None or bits >= 8 else ["--q-bits 8"]
+    return [*wider, *([] if bits is None else ["--dequantize"]), "--accept-loss"]

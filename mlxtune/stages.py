@@ -22,6 +22,7 @@ from mlxtune.fuse import fuse
 from mlxtune.memory import Job, Rows
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
+from mlxtune.recipe.settings import CALIBRATED
 from mlxtune.report import build
 from mlxtune.rundir import RunDir, make_folder, staged, write_json, write_text
 from mlxtune.steplog import StepLog
@@ -204,7 +205,16 @@ class Stages:
 
     def quantize(self) -> str:
         assert self.recipe.quantize is not None
-        done = convert(self.source, self.folder.base, quantize=self.recipe.quantize)
+        seen = self.samples("train") if self.recipe.quantize.method in CALIBRATED else ()
+        done = convert(
+            self.source,
+            self.folder.base,
+            quantize=self.recipe.quantize,
+            samples=seen,
+            on_bytes=lambda at, total: self.on_event(
+                Event(kind="progress", stage="quantize", detail="MB", done=at // 10**6, total=total // 10**6)
+            ),
+        )
         for name, reason in list(done.left_out.items())[:3]:
             self.on_event(Event(kind="warning", stage="quantize", detail=f"{name} stays as it is: {reason}"))
         sizes = f"{done.bytes_before / 1e6:.1f} MB → {done.bytes_after / 1e6:.1f} MB"
@@ -319,7 +329,19 @@ class Stages:
     def fuse(self) -> str:
         self.base_lm = self.tuned_lm = None
         try:
-            done = fuse(self.base, self.folder.adapter, self.folder.fused, self.recipe.fuse, self.samples("valid"))
+            original = self.source if self.recipe.fuse.original and self.recipe.quantize is not None else None
+            done = fuse(
+                self.base,
+                self.folder.adapter,
+                self.folder.fused,
+                self.recipe.fuse,
+                self.samples("valid"),
+                self.samples("train"),
+                original,
+                on_phase=lambda phase, at, total: self.on_event(
+                    Event(kind="progress", stage="fuse", detail=phase, done=at, total=total)
+                ),
+            )
         except FuseError as error:
             # the folder refuses another recipe, but a model that `fuse` puts there is what the next run goes on with
             paths = f"--model {self.base} --adapter-path {self.folder.adapter} --save-path {self.folder.fused}"

@@ -4,6 +4,7 @@ Knows tokenizer files and templates, not weights.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ MALFORMED = (
 )  # fmt: skip
 
 
+PREFIX_AND_MERGES = ("continuing_subword_prefix", "merges")
+PREFIXED = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
+
+# What a template raises that is wrong for every conversation, not only for one that it refuses.
+BROKEN_TEMPLATE = (jinja2.TemplateSyntaxError, ArithmeticError, AttributeError, MemoryError, RecursionError)
+
+
 def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None = None) -> TokenizerWrapper:
     """The tokenizer of a model folder, with another chat template where one is given.
 
@@ -42,25 +50,27 @@ def load_tokenizer(path: Path, config: dict[str, Any], chat_template: str | None
     ends = settings["eos_token_id"]
     if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
         raise ModelError(f"has the eos_token_id {ends!r}, not token numbers", where=path)
+    _check_template_files(path)
+    _check_merges(path / "tokenizer.json")
     try:
         # without this word transformers asks at the terminal whether to run the code
         tokenizer = borrow.load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=ends)
-    except Exception as error:
+    except BaseException as error:
         if "trust_remote_code" in str(error):
             raise TrustError(
                 "has a tokenizer that asks to run its own code",
                 where=path,
                 hint="mlxtune runs no code from model folders",
             ) from None
-        # all that the tokenizers library raises is a bare Exception
-        if isinstance(error, MALFORMED) or type(error) is Exception:
+        # all that the tokenizers library raises is a bare Exception, or Rust's panic, which is none
+        if isinstance(error, MALFORMED) or type(error) is Exception or type(error).__name__ == "PanicException":
             raise ModelError(
                 f"has a tokenizer or config that does not load: {brief(error)}",
                 where=path,
                 hint="download the model again",
             ) from None
         raise
-    use_template(tokenizer, chat_template)
+    use_template(tokenizer, chat_template, path)
     return tokenizer
 
 
@@ -83,26 +93,47 @@ def load_for_rows(
     return tokenizer, PLAIN_TEMPLATE
 
 
-def use_template(tokenizer: TokenizerWrapper, chat_template: str | None) -> None:
-    """Gives `tokenizer` a chat template, or leaves its own if None; the token that ends a turn ends an answer too."""
+def use_template(tokenizer: TokenizerWrapper, chat_template: str | None, where: Path | None = None) -> None:
+    """Gives `tokenizer` a chat template, or leaves its own if None; the token that ends a turn ends an answer too.
+
+    Raises ModelError for a template that no conversation can be written with; `where` is what it belongs to.
+    """
     plain = inner(tokenizer)
     if chat_template is not None:
         plain.chat_template = chat_template
         tokenizer.has_chat_template = True
-    end = _end_of_turn(plain)
+    try:
+        end = _end_of_turn(plain)
+    except BROKEN_TEMPLATE as error:
+        raise ModelError(
+            f"has a chat template that does not render: {brief(error)}",
+            where=where,
+            hint="put the model's original template in its place",
+        ) from None
+    except MALFORMED as error:
+        raise ModelError(
+            f"has a tokenizer or config that does not load: {brief(error)}",
+            where=where,
+            hint="download the model again",
+        ) from None
     if end is not None:
         tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, end}
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The control token that the chat template writes behind an answer, or None where there is none."""
+    """The control token that the chat template writes behind an answer, or None where there is none.
+
+    Raises one of BROKEN_TEMPLATE.
+    """
     if not tokenizer.chat_template or not tokenizer.is_fast:
         return None
     answer = "mlxtune"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (jinja2.TemplateError, ValueError, TypeError):
+    except BROKEN_TEMPLATE:
+        raise
+    except (jinja2.TemplateError, LookupError, ValueError, TypeError):
         return None
     stop = text.rfind(answer) + len(answer)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -127,8 +158,17 @@ def _change_json(file: Path, changes: dict[str, Any]) -> None:
     file.write_text(json.dumps(value | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def vocabulary(config: dict[str, Any]) -> Any:
+    """The number of embeddings that a config names, of the text model in one for more than text, or None."""
+    text = config.get("text_config")
+    return config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+
+
 def check_vocabulary(tokenizer: TokenizerWrapper, embeddings: Any, path: Path) -> None:
-    """Refuses tokens without an embedding. A control token that no conversation writes may lack one, as in Gemma 3."""
+    """Refuses tokens without an embedding. A control token that no conversation writes may lack one, as in Gemma 3.
+
+    Raises ModelError.
+    """
     if not isinstance(embeddings, int):
         return
     written = str(tokenizer.chat_template)
@@ -144,9 +184,49 @@ def check_vocabulary(tokenizer: TokenizerWrapper, embeddings: Any, path: Path) -
             where=path,
             hint="they belong to different models",
         )
+    added = set(tokenizer.added_tokens_decoder)
+    largest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=0)
+    for number in (largest, *sorted(tokenizer.eos_token_ids)):
+        if not 0 <= number < embeddings:
+            raise ModelError(
+                f"has the token number {number} for {embeddings} embeddings",
+                where=path,
+                hint="they belong to different models",
+            )
 
 
-def brief(error: Exception) -> str:
+def _check_template_files(path: Path) -> None:
+    """Refuses what transformers would take for a template without looking: it may be a text, or named texts."""
+    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    own = settings.get("chat_template") if isinstance(settings, dict) else None
+    named = isinstance(own, list) and all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) and isinstance(each.get("template"), str)
+        for each in own
+    )
+    if not (own is None or isinstance(own, str) or named):
+        raise ModelError(
+            "has a chat_template that is no text",
+            where=path / "tokenizer_config.json",
+            hint="put the model's original template in its place",
+        )
+
+
+def _check_merges(file: Path) -> None:
+    """Refuses merges without the prefix that the file says they have: the tokenizers library would panic over them."""
+    if not file.is_file() or not PREFIXED.search(file.read_bytes()):
+        return
+    value = read_json(file)
+    model = value.get("model") if isinstance(value, dict) else None
+    prefix, merges = (model.get(name) for name in PREFIX_AND_MERGES) if isinstance(model, dict) else (None, None)
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if isinstance(parts, list) and not all(isinstance(part, str) and part.startswith(prefix) for part in parts[1:]):
+            raise ModelError(f"has a merge without its prefix {prefix!r}", where=file, hint="download the model again")
+
+
+def brief(error: BaseException) -> str:
     """An error of a library in a line: some list hundreds of tensors."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= 200 else f"{line[:200]}…"

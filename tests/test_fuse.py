@@ -2,26 +2,22 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.optimizers import Adam
-from mlx.utils import tree_flatten
-from mlx_lm.models.switch_layers import SwitchLinear
-from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
-from mlxtune import adapter, likelihood, model
+from mlxtune import likelihood, model
+from mlxtune.assembly import ways_out
+from mlxtune.blend import Part
 from mlxtune.convert import convert
-from mlxtune.data.batches import make_batch
-from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError, MlxtuneError, ModelError, OutputError, RecipeError
-from mlxtune.fuse import Fused, fuse, fuse_layers, kept_share, ways_out
-from mlxtune.precision import QUANTIZED
+from mlxtune.fuse import flags_out, fuse
 from mlxtune.recipe import FuseRecipe, LoraRecipe, QuantizeRecipe
+from tests.learned import SAMPLES, learn, logits, with_adapter
 
 # isort: split
 import mlx_lm  # after mlxtune.model, which keeps its import from lowering the limit of open files
@@ -30,41 +26,6 @@ FILES = [
     "config.json", "fuse.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json",
 ]  # fmt: skip
-TOKENS = mx.array([[1, 323, 201, 67, 2, 201, 1, 324, 900, 17]])
-SAMPLES = [
-    Sample(f"rows:{row}", [1, 323, 201, 60 + row, 2, 201, 1, 500 + row, 70 + row, 2], [False] * 7 + [True] * 3, 7, "b")
-    for row in range(6)
-]
-# mode, bits, group size: of bases and of what they are packed in
-MODES = [("affine", 8, 64), ("affine", 4, 32), ("affine", 3, 64), ("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
-
-
-def logits(net: nn.Module) -> Any:
-    return np.array(net(TOKENS).astype(mx.float32))
-
-
-def learn(base: Path, folder: Path, lora: LoraRecipe, steps: int, learning_rate: float) -> Path:
-    """A real adapter: `steps` updates on SAMPLES."""
-    lm = model.load(base)
-    keys = adapter.attach(lm, lora, seed=0)
-    batch = make_batch(SAMPLES, list(range(len(SAMPLES))))
-    tokens, wanted = mx.array(batch.tokens), mx.array(likelihood.wanted_at(batch.trained))
-    optimizer = Adam(learning_rate)
-    for _ in range(steps):
-        _, gradient = nn.value_and_grad(lm.net, lambda: likelihood.row_nats(lm.net, tokens, wanted).mean())()
-        optimizer.update(lm.net, gradient)
-        mx.eval(lm.net.parameters())
-    folder.mkdir()
-    config = adapter.config(lm, lora, keys)
-    del config["base_fingerprint"]  # so that it may go onto other copies of the base, as one from elsewhere may
-    adapter.save(folder, adapter.trained(lm.net), config)
-    return folder
-
-
-def with_adapter(base: Path, folder: Path) -> model.LanguageModel:
-    lm = model.load(base)
-    adapter.load(lm, folder)
-    return lm
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +50,16 @@ def values(tiny: Path, work: Path) -> Path:
 def four_bit(tiny: Path, work: Path) -> Path:
     convert(tiny, work / "4bit", quantize=QuantizeRecipe(bits=4))
     return work / "4bit"
+
+
+@pytest.fixture(scope="module")
+def drowned(tiny: Path, work: Path) -> Path:
+    """A base `2bit` and an adapter `small`, whose update is small beside a step of two bits."""
+    folder = work / "drowned"
+    convert(tiny, folder / "2bit", quantize=QuantizeRecipe(bits=2))
+    lora = LoraRecipe(rank=1, targets=["v_proj"], num_layers=1)
+    learn(folder / "2bit", folder / "small", lora, steps=2, learning_rate=1e-3)
+    return folder
 
 
 def refusal(kind: type[MlxtuneError], *args: Any) -> str:
@@ -123,11 +94,26 @@ def test_a_dense_base_gives_base_plus_adapter(tiny: Path, learned: Path, tmp_pat
     assert done.adapter_loss == pytest.approx(likelihood.mean_nats(with_adapter(tiny, learned).net, SAMPLES), rel=1e-5)
     assert done.fused_loss == pytest.approx(done.adapter_loss, abs=1e-4)
     assert done.kept == pytest.approx(1, abs=1e-4)
-    assert json.loads((tmp_path / "fused" / "fuse.json").read_text()) == {
-        "path": str(tmp_path / "fused"), "layers": 21, "bits": None,
-        "bytes": (tmp_path / "fused" / "model.safetensors").stat().st_size, "rows": 6, "base_loss": done.base_loss,
-        "adapter_loss": done.adapter_loss, "fused_loss": done.fused_loss, "kept": done.kept,
-    }  # fmt: skip
+    assert done.kl == pytest.approx(0, abs=1e-6) and done.same_top == 1
+    assert done.adapters == {str(learned): 1.0} and done.bits_per_weight == 32 and done.raised == {}
+    assert len(done.changes) == 21
+    assert all(each.cosine == pytest.approx(1, abs=1e-6) and each.lost < 1e-6 for each in done.changes)
+    written = json.loads((tmp_path / "fused" / "fuse.json").read_text())
+    assert written == json.loads(json.dumps(asdict(done)))
+    assert written["bytes"] == (tmp_path / "fused" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["model.norm", "model.layers.0.mlp.up_proj"])
+def test_what_is_not_finite_is_refused(tiny: Path, values: Path, tmp_path: Path, name: str) -> None:
+    """With rows, when the base is loaded; without, where it is written, a tensor at a time."""
+    base = Path(shutil.copytree(tiny, tmp_path / "base"))
+    weights = stored(base)
+    weights[f"{name}.weight"] = mx.full(weights[f"{name}.weight"].shape, float("nan"))
+    mx.save_safetensors(str(base / "model.safetensors"), weights)
+    for samples in ((), SAMPLES):
+        line = refusal(ModelError, base, values, tmp_path / "fused", FuseRecipe(), samples)
+        assert line == f"{base}: holds NaN or infinite values in {name}.weight; download or train the model again"
+    assert [each.name for each in tmp_path.iterdir()] == ["base"]
 
 
 def test_inputs_stay_as_they_are(tiny: Path, values: Path, tmp_path: Path) -> None:
@@ -138,7 +124,7 @@ def test_inputs_stay_as_they_are(tiny: Path, values: Path, tmp_path: Path) -> No
 
 
 def test_layers_without_an_adapter_keep_their_bytes(four_bit: Path, values: Path, tmp_path: Path) -> None:
-    done = fuse(four_bit, values, tmp_path / "fused", FuseRecipe(keep=0), SAMPLES)
+    done = fuse(four_bit, values, tmp_path / "fused", FuseRecipe(keep=0, aim=0), SAMPLES)
     assert (done.layers, done.bits) == (2, 4)
     assert config_of(tmp_path / "fused") == config_of(four_bit)
     before, after = stored(four_bit), stored(tmp_path / "fused")
@@ -151,7 +137,7 @@ def test_layers_without_an_adapter_keep_their_bytes(four_bit: Path, values: Path
 
 
 def test_a_4_bit_base_is_measured(four_bit: Path, learned: Path, tmp_path: Path) -> None:
-    done = fuse(four_bit, learned, tmp_path / "fused", FuseRecipe(keep=0), SAMPLES)
+    done = fuse(four_bit, learned, tmp_path / "fused", FuseRecipe(keep=0, aim=0), SAMPLES)
     fused = likelihood.mean_nats(model.load(tmp_path / "fused").net, SAMPLES)
     tuned = likelihood.mean_nats(with_adapter(four_bit, learned).net, SAMPLES)
     base = likelihood.mean_nats(model.load(four_bit).net, SAMPLES)
@@ -203,183 +189,121 @@ def test_bits_on_a_dense_base_quantize_all_of_it(tiny: Path, learned: Path, tmp_
     done = fuse(tiny, learned, tmp_path / "fused", FuseRecipe(bits=8), SAMPLES)
     assert done.bits == 8 and done.kept is not None and 0.97 < done.kept < 1.03
     assert config_of(tmp_path / "fused")["quantization"] == {"group_size": 64, "bits": 8, "mode": "affine"}
-    # what fusing and then converting gives
+    # without rows to fit to, what fusing and then converting gives
     fuse(tiny, learned, tmp_path / "dense", FuseRecipe())
-    convert(tmp_path / "dense", tmp_path / "8bit", quantize=QuantizeRecipe(bits=8))
+    convert(tmp_path / "dense", tmp_path / "8bit", quantize=QuantizeRecipe(bits=8, method="search"))
     one, other = stored(tmp_path / "fused"), stored(tmp_path / "8bit")
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_too_little_kept_writes_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_too_little_kept_writes_nothing(drowned: Path, tmp_path: Path) -> None:
     """An update that is small beside a step of two bits drowns in the rounding."""
-    convert(tiny, tmp_path / "2bit", quantize=QuantizeRecipe(bits=2))
-    lora = LoraRecipe(rank=1, targets=["v_proj"], num_layers=1)
-    small = learn(tmp_path / "2bit", tmp_path / "small", lora, steps=2, learning_rate=1e-3)
+    base, small = drowned / "2bit", drowned / "small"
     with pytest.raises(FuseError) as caught:
-        fuse(tmp_path / "2bit", small, tmp_path / "fused", FuseRecipe(), SAMPLES)
+        fuse(base, small, tmp_path / "fused", FuseRecipe(max_bpw=1), SAMPLES)
     assert caught.value.exit_code == 1
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["2bit", "small"]
+    assert list(tmp_path.iterdir()) == []
     line = str(caught.value)
     assert line.startswith(f"{tmp_path / 'fused'}: fusing would keep ")
     assert "of what the adapter learned, less than 90% (loss of base " in line
-    assert line.endswith("; nothing was written; use --q-bits 8 or --dequantize")
+    assert line.endswith("; nothing was written; use --q-bits 8 or --dequantize or --accept-loss")
     # both ways out work
-    for number, settings in enumerate((FuseRecipe(bits=8), FuseRecipe(dequantize=True))):
-        done = fuse(tmp_path / "2bit", small, tmp_path / f"out{number}", settings, SAMPLES)
+    for number, settings in enumerate((FuseRecipe(bits=8), FuseRecipe(dequantize=True), FuseRecipe(max_bpw=9))):
+        done = fuse(base, small, tmp_path / f"out{number}", settings, SAMPLES)
         assert done.kept is not None and done.kept >= 0.9
+    accepted = fuse(base, small, tmp_path / "taken", FuseRecipe(max_bpw=1, accept_loss=True), SAMPLES)
+    assert accepted.kept is not None and accepted.kept < 0.9
 
 
 def test_without_rows_nothing_is_measured(four_bit: Path, learned: Path, tmp_path: Path) -> None:
     done = fuse(four_bit, learned, tmp_path / "fused", FuseRecipe(keep=1.0))
-    assert done == Fused(
-        path=str(tmp_path / "fused"), layers=21, bits=4, bytes=done.bytes, rows=0,
-        base_loss=None, adapter_loss=None, fused_loss=None, kept=None,
-    )  # fmt: skip
+    assert (done.layers, done.bits, done.rows, done.calibrated) == (21, 4, 0, 0)
+    measured = (done.base_loss, done.adapter_loss, done.fused_loss, done.kept, done.kl, done.same_top)
+    assert measured == (None,) * 6
+    assert len(done.changes) == 21
 
 
-@pytest.mark.parametrize(
-    ("base", "tuned", "fused", "kept"),
-    [
-        (2.0, 1.0, 1.0, 1.0),
-        (2.0, 1.0, 1.25, 0.75),
-        (2.0, 1.0, 2.0, 0.0),
-        (2.0, 1.0, 2.5, -0.5),
-        (2.0, 1.0, 0.5, 1.5),
-        (0.75, 0.25, 0.5, 0.5),
-        (2.0, 2.0, 2.0, None),  # nothing was gained
-        (2.0, 3.0, 2.5, None),
-        (None, None, None, None),
-    ],
-)
-def test_kept_share_by_hand(base: float | None, tuned: float | None, fused: float | None, kept: float | None) -> None:
-    assert kept_share(base, tuned, fused) == kept
+def test_rows_to_fit_to_keep_more(four_bit: Path, learned: Path, tmp_path: Path) -> None:
+    """Packed for what goes into it, the fused model is nearer to base and adapter at the very same size."""
+    settings = FuseRecipe(keep=0, aim=0)
+    blind = fuse(four_bit, learned, tmp_path / "blind", settings, SAMPLES)
+    fitted = fuse(four_bit, learned, tmp_path / "fitted", settings, SAMPLES, SAMPLES)
+    assert (fitted.bytes, fitted.bits_per_weight) == (blind.bytes, blind.bits_per_weight)
+    assert (blind.calibrated, fitted.calibrated) == (0, 6)
+    assert fitted.kl is not None and blind.kl is not None and fitted.kl < 0.5 * blind.kl
+    plain, _ = mlx_lm.load(str(tmp_path / "fitted"))
+    np.testing.assert_allclose(logits(plain), logits(model.load(tmp_path / "fitted").net), atol=3e-4)
 
 
-def test_ways_out() -> None:
-    assert [ways_out(bits) for bits in (2, 6, 8, None)] == [
-        "use --q-bits 8 or --dequantize", "use --q-bits 8 or --dequantize", "use --dequantize", "use --dequantize",
-    ]  # fmt: skip
+def test_a_dense_base_is_quantized_for_what_goes_into_it(tiny: Path, learned: Path, tmp_path: Path) -> None:
+    """All of it, the tied head too: nearer to base and adapter than without rows, in as many bytes."""
+    settings = FuseRecipe(bits=4, keep=0)
+    blind = fuse(tiny, learned, tmp_path / "blind", settings, SAMPLES)
+    fitted = fuse(tiny, learned, tmp_path / "fitted", settings, SAMPLES, SAMPLES)
+    assert fitted.bytes == blind.bytes and config_of(tmp_path / "fitted") == config_of(tmp_path / "blind")
+    assert fitted.kl is not None and blind.kl is not None and fitted.kl < 0.5 * blind.kl
+    assert {each.bits for each in fitted.changes} == {4} and fitted.raised == {}
+    plain, _ = mlx_lm.load(str(tmp_path / "fitted"))
+    np.testing.assert_allclose(logits(plain), logits(model.load(tmp_path / "fitted").net), atol=3e-4)
 
 
-class Net(nn.Module):
-    """Adapters on a linear layer with a bias, on one without and on three experts; one layer without an adapter."""
-
-    def __init__(self, dtype: mx.Dtype, packing: dict[str, Any] | None):
-        super().__init__()
-        mx.random.seed(7)
-        self.biased, self.plain = nn.Linear(128, 96), nn.Linear(128, 64, bias=False)
-        self.experts, self.alone = SwitchLinear(128, 32, 3), nn.Linear(128, 32)
-        self.set_dtype(dtype)
-        if packing is not None:
-            nn.quantize(self, **packing)
-        for name, kind in (("biased", LoRALinear), ("plain", LoRALinear), ("experts", LoRASwitchLinear)):
-            adapted = kind.from_base(self[name], r=2, scale=2.0)
-            adapted.lora_b = mx.random.normal(adapted.lora_b.shape, scale=0.05)
-            self[name] = adapted
+def test_layers_that_lose_too_much_get_more_bits(drowned: Path, tmp_path: Path) -> None:
+    """Until enough is kept, or as far as asked; what other layers are packed in stays, and mlx-lm reads it all."""
+    base, small = drowned / "2bit", drowned / "small"
+    plain = fuse(base, small, tmp_path / "plain", FuseRecipe(keep=0, aim=0), SAMPLES)
+    limit = plain.bits_per_weight + 0.1
+    done = fuse(base, small, tmp_path / "fused", FuseRecipe(keep=0, aim=1.0, max_bpw=limit), SAMPLES)
+    assert plain.raised == {} and done.kl is not None and plain.kl is not None and done.kl < plain.kl
+    assert done.raised and plain.bits_per_weight < done.bits_per_weight <= limit
+    own = config_of(tmp_path / "fused")["quantization"]
+    assert {name: each["bits"] for name, each in own.items() if isinstance(each, dict)} == done.raised
+    assert {each.name: each.bits for each in done.changes if each.bits != 2} == done.raised
+    loaded, _ = mlx_lm.load(str(tmp_path / "fused"))
+    np.testing.assert_allclose(logits(loaded), logits(model.load(tmp_path / "fused").net), atol=3e-4)
 
 
-NAMES = ("biased", "plain", "experts")
-
-
-def dense64(layer: nn.Module) -> Any:
-    """The values of a stored layer in float64, from mx.dequantize on its scales in float32."""
-    if not isinstance(layer, QUANTIZED):
-        return np.array(layer.weight.astype(mx.float32), dtype=np.float64)
-    scales, biases = layer.scales, layer.biases
-    if layer.mode == "affine":
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    values = mx.dequantize(
-        layer.weight, scales, biases, layer.group_size, layer.bits, mode=layer.mode, dtype=mx.float32
+def test_into_the_original_weights(tiny: Path, four_bit: Path, values: Path, learned: Path, tmp_path: Path) -> None:
+    """What other layers are packed in stays, and dense the sum is that of the original and the adapter."""
+    settings = FuseRecipe(keep=0, aim=0, original=True)
+    fuse(four_bit, values, tmp_path / "packed", settings, original=tiny)
+    before, after = stored(four_bit), stored(tmp_path / "packed")
+    changed = {name.rsplit(".", 1)[0] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {f"model.layers.{block}.self_attn.v_proj" for block in (1, 2)}
+    fuse(four_bit, learned, tmp_path / "dense", replace(settings, dequantize=True), original=tiny)
+    np.testing.assert_allclose(
+        logits(model.load(tmp_path / "dense").net), logits(with_adapter(tiny, learned).net), atol=3e-4
     )
-    return np.array(values, dtype=np.float64)
 
 
-def exact(net: Net) -> dict[str, Any]:
-    """W + scale·(A·B)ᵀ of every adapted layer in float64, written out expert by expert."""
-    sums = {}
-    for name in NAMES:
-        layer = net[name]
-        a, b = (np.array(each, dtype=np.float64) for each in (layer.lora_a, layer.lora_b))
-        update = np.stack([b[e] @ a[e] for e in range(3)]) if name == "experts" else (a @ b).T
-        sums[name] = dense64(layer.linear) + 2.0 * update
-    return sums
+def test_strength_and_several_adapters(tiny: Path, four_bit: Path, learned: Path, values: Path, tmp_path: Path) -> None:
+    """The fused weights are base + scale · (w₁ΔW₁ + w₂ΔW₂), summed here from single fuses in float64."""
+    settings = FuseRecipe(scale=0.5)
+    done = fuse(tiny, [Part(learned, 0.8), Part(values, -0.6)], tmp_path / "both", settings)
+    assert done.adapters == {str(learned): 0.4, str(values): -0.3}
+    for name, part in (("one", learned), ("other", values)):
+        fuse(tiny, part, tmp_path / name, FuseRecipe())
+    base, one, other, both = (
+        {name: np.array(each, dtype=np.float64) for name, each in stored(folder).items()}
+        for folder in (tiny, tmp_path / "one", tmp_path / "other", tmp_path / "both")
+    )
+    for name, found in both.items():
+        expected = base[name] + 0.4 * (one[name] - base[name]) - 0.3 * (other[name] - base[name])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
-def test_dense_layers_are_summed_in_float32(dtype: mx.Dtype) -> None:
-    net = Net(dtype, None)
-    expected, bias = exact(net), net.biased.linear.bias
-    assert fuse_layers(net, {"a": 1}, FuseRecipe()) == {"a": 1}
-    for name in NAMES:
-        assert net[name].weight.dtype == dtype
-        precision = {mx.float32: 2**-22, mx.bfloat16: 2**-8, mx.float16: 2**-10}[dtype]
-        np.testing.assert_allclose(dense64(net[name]), expected[name], rtol=precision, atol=1e-6)
-    assert net.biased.bias is bias and "bias" not in net.plain
-
-
-@pytest.mark.parametrize(("mode", "bits", "group_size"), MODES)
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-def test_packed_layers_come_back_in_their_own_format(mode: str, bits: int, group_size: int, dtype: mx.Dtype) -> None:
-    """The error is that of packing the exact sum once; eight bits feel that scales in bfloat16 have eight as well."""
-    packing = {"group_size": group_size, "bits": bits, "mode": mode}
-    net = Net(dtype, packing)
-    expected, before = exact(net), dict(tree_flatten(net.parameters()))
-    config = {"quantization": packing, "quantization_config": packing}
-    assert fuse_layers(net, config, FuseRecipe()) == config
-    after = dict(tree_flatten(net.parameters()))
-    assert sorted(after) == sorted(name.replace(".linear.", ".") for name in before if "lora_" not in name)
-    for name, each in after.items():
-        stored_name = name.replace(".", ".linear.") if name.split(".")[0] in NAMES else name
-        assert (each.dtype, each.shape) == (before[stored_name].dtype, before[stored_name].shape)
-        if name.startswith("alone"):
-            np.testing.assert_array_equal(each.astype(mx.float32), before[name].astype(mx.float32))
-    for name in NAMES:
-        once = mx.quantize(mx.array(expected[name].astype(np.float32)), group_size, bits, mode=mode)
-        best = mx.dequantize(*once, **packing, dtype=mx.float32)
-        error = np.sqrt(((dense64(net[name]) - expected[name]) ** 2).mean())
-        least = np.sqrt(((np.array(best, np.float64) - expected[name]) ** 2).mean())
-        assert least > 0
-        assert error <= least * (1.5 if (dtype, mode, bits) == (mx.bfloat16, "affine", 8) else 1.01)
-
-
-@pytest.mark.parametrize(("mode", "bits", "group_size"), MODES)
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-def test_dequantized_layers_are_the_sum_rounded_once(mode: str, bits: int, group_size: int, dtype: mx.Dtype) -> None:
-    net = Net(dtype, {"group_size": group_size, "bits": bits, "mode": mode})
-    expected, alone = exact(net), dense64(net.alone)
-    assert fuse_layers(net, {"quantization": {}, "quantization_config": {}}, FuseRecipe(dequantize=True)) == {}
-    wanted = dtype if mode == "affine" else mx.bfloat16  # what formats without scales in floats compute in
-    precision = 2**-22 if wanted == mx.float32 else 2**-8
-    assert not any(isinstance(each, QUANTIZED) for each in net.modules())
-    for name in NAMES:
-        assert net[name].weight.dtype == wanted
-        np.testing.assert_allclose(dense64(net[name]), expected[name], rtol=precision, atol=1e-6)
-    assert net.alone.weight.dtype == wanted
-    np.testing.assert_allclose(dense64(net.alone), alone, rtol=precision, atol=1e-7)
-    assert net.biased.bias.dtype == dtype
-
-
-@pytest.mark.parametrize(("mode", "bits", "group_size"), MODES)
-def test_other_bits_are_affine(mode: str, bits: int, group_size: int) -> None:
-    packing = {"group_size": group_size, "bits": bits, "mode": mode}
-    net = Net(mx.bfloat16, packing)
-    expected = exact(net)
-    config = fuse_layers(net, {"quantization": packing}, FuseRecipe(bits=6))
-    own = {"group_size": group_size if mode == "affine" else 64, "bits": 6, "mode": "affine"}
-    assert config["quantization"] == config["quantization_config"] == packing | dict.fromkeys(NAMES, own)
-    for name in NAMES:
-        assert (net[name].bits, net[name].mode, net[name].scales.dtype) == (6, "affine", mx.bfloat16)
-        error = np.abs(dense64(net[name]) - expected[name]).max() / np.abs(expected[name]).max()
-        assert error < 2 * 2**-6
-    assert (net.alone.bits, net.alone.mode) == (bits, mode)
-
-
-def test_a_group_of_16_that_no_affine_format_has() -> None:
-    net = nn.Sequential(LoRALinear.from_base(nn.Linear(48, 32).to_quantized(16, 4, "nvfp4"), r=2))
-    packing = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
-    with pytest.raises(FuseError) as caught:
-        fuse_layers(net, {"quantization": packing}, FuseRecipe(bits=8))
-    assert str(caught.value) == "48 inputs of a layer divide by no group of 8-bit weights; use --dequantize"
+def test_ways_out(four_bit: Path, tiny: Path, learned: Path, tmp_path: Path) -> None:
+    """What the table promises is what is written."""
+    ways = {way.flag: way for way in ways_out(four_bit, [Part(learned)], FuseRecipe())}
+    assert list(ways) == ["--base ORIGINAL", "--q-bits 5", "--q-bits 6", "--q-bits 8", "--dequantize"]
+    for flag, settings in (("--q-bits 5", FuseRecipe(bits=5)), ("--dequantize", FuseRecipe(dequantize=True))):
+        done = fuse(four_bit, learned, tmp_path / flag, settings)
+        assert ways[flag].bits_per_weight == pytest.approx(done.bits_per_weight)
+        assert ways[flag].bytes == pytest.approx(done.bytes, abs=20_000)  # headers
+    assert ways_out(tiny, [Part(learned)], FuseRecipe()) == []
+    assert [flags_out(bits) for bits in (2, 6, 8, None)] == [
+        ["--q-bits 8", "--dequantize", "--accept-loss"], ["--q-bits 8", "--dequantize", "--accept-loss"],
+        ["--dequantize", "--accept-loss"], ["--accept-loss"],
+    ]  # fmt: skip
 
 
 def test_a_base_in_bfloat16_stays_in_it(tiny: Path, learned: Path, tmp_path: Path) -> None:
@@ -407,6 +331,10 @@ def test_what_is_refused_leaves_nothing(tiny: Path, learned: Path, stories: Path
     assert line == f"{tmp_path / 'taken'}: exists already; choose another --save-path or remove it"
     line = refusal(InputError, tiny, learned, learned / "fused", FuseRecipe())
     assert line == f"{learned / 'fused'}: lies inside its own input; choose a folder outside it"
+    line = refusal(InputError, tiny, learned, out, FuseRecipe(), (), (), stories)
+    assert line == "--base: is of use for a quantized base only; leave it out"
+    line = refusal(RecipeError, tiny, learned, out, FuseRecipe(original=True))
+    assert line == "fuse.original: needs a base that was quantized, and the model that it was made of; leave it out"
     line = refusal(RecipeError, tiny, learned, out, FuseRecipe(bits=7))
     assert line == "fuse.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"
     line = refusal(ModelError, tiny, tmp_path / "taken", out, FuseRecipe())
@@ -415,6 +343,18 @@ def test_what_is_refused_leaves_nothing(tiny: Path, learned: Path, stories: Path
     assert line.startswith(f"{learned}: does not fit {stories}: 56 tensors differ")
     assert [each.name for each in tmp_path.iterdir()] == ["taken"]
     assert not (learned / "fused").exists()
+
+
+def test_keys_that_match_nothing_are_refused(tiny: Path, values: Path, tmp_path: Path) -> None:
+    tuned = Path(shutil.copytree(values, tmp_path / "tuned"))
+    config = json.loads((tuned / "adapter_config.json").read_text())
+    config["lora_parameters"]["keys"] = ["self_attn.w_proj"]
+    (tuned / "adapter_config.json").write_text(json.dumps(config))
+    line = refusal(ModelError, tiny, tuned, tmp_path / "fused", FuseRecipe())
+    assert line == f"{tuned}: adapts no linear layer of {tiny}, or other layers as well"
+    line = refusal(ModelError, tiny, [Part(values, 0.5), Part(tuned, 0.5)], tmp_path / "fused", FuseRecipe())
+    assert line == f"{tuned}: adapts no linear layer of {tiny}, or other layers as well"
+    assert [each.name for each in tmp_path.iterdir()] == ["tuned"]
 
 
 @pytest.mark.parametrize(

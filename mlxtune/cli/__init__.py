@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("run", "Recipe to verified model: audit, split, train, evaluate, fuse, report."),
     "convert": ("convert", "Hugging Face model to an MLX folder, quantized with -q."),
     "quantize": ("quantize", "Quantize a model."),
+    "dequantize": ("dequantize", "Give a quantized model dense weights again."),
     "estimate": ("estimate", "The memory that a training takes, whether it fits here, and what does."),
     "train": ("train", "Fine-tune a model with LoRA."),
     "evaluate": ("evaluate", "Score a model on every row of a file."),

@@ -10,4 +10,9 @@ def fetch(name: str, revision: str | None) -> Path:
     from mlxtune import hub
 
     with display.phases() as shown:
-        return hub.fetch(name, revision, lambda done, total: shown("fetch (MB)", done // 10**6, total // 10**6))
+        path = hub.fetch(name, revision, lambda done, total: shown("fetch (MB)", done // 10**6, total // 10**6))
+    from mlxtune import folder  # needs mlx, which takes its time
+
+    for file in folder.stale(path):
+        display.warn(f"{file.name} is not in the model's index and is not read")
+    return path

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 
 from mlxtune.errors import ModelError
 from mlxtune.precision import parameter_count
+from mlxtune.quant.packing import Packed, Packing
 from mlxtune.recipe import QuantizeRecipe
 
 
@@ -20,6 +21,12 @@ class Quantized:
     bits_per_weight: float
     layers: int
     left_out: dict[str, str]
+
+
+def pack(weight: mx.array, packing: Packing) -> Packed:
+    """Each weight of (..., O, I) rounded to the nearest code, the scale and bias of a group from its range alone."""
+    words, scales, *biases = mx.quantize(weight, **packing.described)
+    return Packed(words, scales, biases[0] if biases else None)
 
 
 def quantize(net: nn.Module, config: dict[str, Any], spec: QuantizeRecipe) -> tuple[dict[str, Any], Quantized]:

@@ -14,6 +14,7 @@ OPTIMIZERS = (
 )  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 QUANTIZATION_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+CALIBRATED = ("imatrix", "gptq")  # methods that look at what goes into the layers
 
 
 def setting(
@@ -65,7 +66,12 @@ class QuantizeRecipe:
         64, "weights that share one scale: 32, 64 or 128", low=16, high=128, flag="--q-group-size"
     )
     mode: str = setting("affine", "number format", choices=QUANTIZATION_MODES, flag="--q-mode")
-    method: str = setting("rtn", "how values are chosen; rtn: round to nearest", choices=("rtn",))
+    method: str = setting(
+        "search",
+        "how values are chosen; search: least squares, rtn: nearest; from rows of data: imatrix, gptq",
+        choices=("search", "rtn", *CALIBRATED),
+        flag="--q-method",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +156,14 @@ class EvaluateRecipe:
 class FuseRecipe:
     bits: int | None = setting(None, "bits of the fused layers; null: as the base", low=2, high=8)
     dequantize: bool = setting(False, "write full-precision weights", flag="--dequantize")
+    original: bool = setting(False, "fuse into the weights that the base was quantized from, and quantize them again")
+    scale: float = setting(1.0, "strength: factor on what the adapter adds", low=0, high=4)
     keep: float = setting(0.9, "least share of the adapter's gain that fusing must keep", low=0, high=1)
+    aim: float = setting(0.95, "share of the gain below which the worst layers get more bits", low=0, high=1)
+    max_bpw: float | None = setting(
+        None, "bits per weight that this may reach; null: half a bit more than without", above=0, high=32
+    )
+    accept_loss: bool = setting(False, "write the model even if it keeps less than `keep`")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

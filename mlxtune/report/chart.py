@@ -136,6 +136,43 @@ def bars(columns: Sequence[tuple[str, Score]]) -> str:
     return _svg(WIDTH, height, "Share of right answers with 95 % intervals", parts)
 
 
+def divergence_curve(points: Sequence[tuple[str, float, float]]) -> str:
+    """What smaller copies of a model lost: (name, bytes, KL divergence in nats per token) each; empty without any.
+
+    The divergence is on a logarithmic axis; a copy that lost nothing is left out.
+    """
+    points = sorted((point for point in points if point[2] > 0), key=lambda point: point[1])
+    if not points:
+        return ""
+    unit, name = (1e9, "GB") if points[-1][1] >= 1e9 else (1e6, "MB")
+    sizes = ticks(0, points[-1][1] / unit)
+    logs = [math.log10(divergence) for _, _, divergence in points]
+    powers = range(math.floor(min(logs)), max(math.ceil(max(logs)), math.floor(min(logs)) + 1) + 1)
+    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def x(size: float) -> float:
+        return LEFT + across * size / unit / sizes[-1]
+
+    def y(log: float) -> float:
+        return TOP + down * (powers[-1] - log) / (powers[-1] - powers[0])
+
+    parts = []
+    for power in powers:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(power):.1f}" y2="{y(power):.1f}"/>')
+        parts.append(_text(LEFT - 8, y(power) + 4, f"{10.0**power:g}", "end"))
+    for size in sizes:
+        parts.append(_text(x(size * unit), HEIGHT - BOTTOM + 18, f"{size:g}", "middle"))
+    parts.append(_text(LEFT + across / 2, HEIGHT - 6, f"size, {name}", "middle"))
+    parts.append(_text(LEFT - 40, 14, "KL divergence from the source, nats per token", "start"))
+    line = " ".join(f"{x(size):.1f},{y(log):.1f}" for (_, size, _), log in zip(points, logs, strict=True))
+    parts.append(f'<polyline class="valid" points="{line}"/>')
+    for (label, size, _), log in zip(points, logs, strict=True):
+        anchor, shift = ("end", -8) if x(size) > WIDTH - 70 else ("start", 8)
+        parts.append(f'<circle class="dot" cx="{x(size):.1f}" cy="{y(log):.1f}" r="3"/>')
+        parts.append(_text(x(size) + shift, y(log) - 6, label, anchor, "strong halo"))
+    return _svg(WIDTH, HEIGHT, "KL divergence against size", parts)
+
+
 def _svg(width: int, height: int, title: str, parts: list[str]) -> str:
     body = "".join(part for part in parts if part)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'

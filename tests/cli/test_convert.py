@@ -48,6 +48,17 @@ def test_convert_quantized(
         "bytes_after": (out / "model.safetensors").stat().st_size,
         "quantized_layers": 22,
         "left_out": {},
+        "layers": json.loads(printed)["layers"],
+    }
+    assert len(json.loads(printed)["layers"]) == 22
+    assert json.loads(printed)["layers"][0] == {
+        "name": "model.embed_tokens",
+        "parameters": 196_608,
+        "group_size": 64,
+        "bits": 4,
+        "mode": "affine",
+        "bits_per_weight": 5,
+        "left_out": None,
     }
     assert list(listing(tmp_path)) == ["q", *(f"q/{name}" for name in FILES)]
     config = json.loads((out / "config.json").read_text())
@@ -76,6 +87,13 @@ SEE = "(`mlxtune convert --help`)"
         (["tiny", "--q-bits", "4"], f"--q-bits has no effect without -q {SEE}"),
         (["tiny", "--q-group-size", "32"], f"--q-group-size has no effect without -q {SEE}"),
         (["tiny", "--q-mode", "mxfp4"], f"--q-mode has no effect without -q {SEE}"),
+        (["tiny", "--q-method", "rtn"], f"--q-method has no effect without -q {SEE}"),
+        (["tiny", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix and gptq {SEE}"),
+        (["tiny", "-q", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix and gptq {SEE}"),
+        (
+            ["tiny", "-q", "--q-method", "gptq"],
+            f"--q-method gptq needs rows that show what goes into the layers: give --data FILE {SEE}",
+        ),
         (["tiny", "-q", "--q-bits", "7"], "command line: quantize.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         (["tiny", "-q", "--q-bits", "9"], "command line: quantize.bits: is 9; give at most 8"),
         (

@@ -54,7 +54,11 @@ def test_into_a_quantized_base(
     args = ["fuse", "--model", base, "--adapter-path", adapter, "--json"]
     sizes = {}
     # a few updates are a small gain, of which four bits may keep less than the default asks for
-    ways = (("as base", ["--keep", "0"], 4), ("eight", ["--q-bits", "8"], 8), ("whole", ["--dequantize"], None))
+    ways = (
+        ("as base", ["--keep", "0", "--max-bpw", "1"], 4),
+        ("eight", ["--q-bits", "8"], 8),
+        ("whole", ["--dequantize"], None),
+    )
     for name, flags, bits in ways:
         out = tmp_path / name
         code, printed, err = invoke(*args, "--save-path", out, *flags)
@@ -63,7 +67,7 @@ def test_into_a_quantized_base(
         assert value == json.loads((out / "fuse.json").read_text())
         assert (value["path"], value["layers"], value["bits"], value["rows"]) == (str(out), 21, bits, 5)
         if bits == 4:  # the default takes it exactly where it keeps 90 %, and else writes nothing
-            taken = invoke(*args, "--save-path", tmp_path / "default")[0] == 0
+            taken = invoke(*args, "--save-path", tmp_path / "default", "--max-bpw", "1")[0] == 0
             assert taken == (value["kept"] >= 0.9) == (tmp_path / "default").exists()
         else:
             assert value["kept"] >= 0.9
@@ -77,18 +81,62 @@ def test_into_a_quantized_base(
 
 
 def test_too_little_would_survive(
-    invoke: Invoke, listing: Listing, unbound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Invoke, listing: Listing, write_rows: WriteRows, unbound: Path, tmp_path: Path
 ) -> None:
-    """The limit is met exactly as it is asked for: here more than everything of the gain."""
+    """The limit is met exactly as it is asked for: here more than everything of the gain. The ways out are shown."""
     base, adapter = tmp_path / "base", unbound
     invoke("quantize", "tiny", "--mlx-path", base, "--q-bits", "2")
     before = listing(tmp_path)
-    args = ["fuse", "--model", base, "--adapter-path", adapter, "--save-path", tmp_path / "fused"]
-    code, out, err = invoke(*args, "--keep", "1")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "of what the adapter learned, less than 100% (loss of base " in err
-    assert err.endswith("; nothing was written; use --q-bits 8 or --dequantize\n")
+    args = ["fuse", "--model", base, "--adapter-path", adapter, "--save-path", tmp_path / "fused", "--keep", "1"]
+    code, out, err = invoke(*args, "--max-bpw", "1")
+    *table, line = err.splitlines()
+    assert (code, out) == (1, "")
+    assert "of what the adapter learned, less than 100% (loss of base " in line
+    assert line.endswith("; nothing was written; use --q-bits 8 or --dequantize or --accept-loss")
+    flags = [each.split("  ")[1] for each in table]
+    assert flags == ["--base ORIGINAL", *(f"--q-bits {bits}" for bits in (3, 4, 5, 6, 8)), "--dequantize"]
+    assert table[-1].split() == ["--dequantize", "5.5", "MB", "32.00", "bits", "per", "weight"]
     assert listing(tmp_path) == before
+    code, out, err = invoke(*args, "--max-bpw", "1", "--accept-loss")
+    assert (code, out) == (0, f"{tmp_path / 'fused'}\n")
+    assert json.loads((tmp_path / "fused" / "fuse.json").read_text())["kept"] < 1
+
+
+def test_strengths(invoke: Invoke, listing: Listing, trained: Path, tmp_path: Path) -> None:
+    adapter, out = trained / "run" / "adapter", tmp_path / "fused"
+    text = tmp_path / "text.txt"
+    text.write_text("The keeper of the lighthouse counts the ships that pass. " * 40)
+    args = ["fuse", "--model", "tiny", "--adapter-path", adapter, "--sweep-scale", "--anchor", text]
+    before = listing(tmp_path)
+    code, printed, err = invoke(*args)
+    heading, *rows = printed.splitlines()
+    assert code == 0 and heading.split() == ["scale", "loss", "gain", "anchor", "loss", "forgotten", "gain"]
+    assert [float(row.split()[0]) for row in rows] == [0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5]
+    (chosen,) = [row.split()[0] for row in rows if "←" in row]
+    assert err == f"nats per token on 5 rows; best: --scale {chosen}\n"
+    assert max(row.count("█") for row in rows) == 24
+    assert listing(tmp_path) == before
+    code, printed, err = invoke(*args, "--json")
+    value = json.loads(printed)
+    assert (code, err, value["rows"], f"{value['chosen']:g}") == (0, "", 5, chosen)
+    code, printed, _ = invoke(*args, "--save-path", out, "--json")
+    value = json.loads(printed)
+    assert value["adapters"] == {str(adapter): value["sweep"]["chosen"]}
+    assert value["adapter_loss"] == pytest.approx(
+        next(each["loss"] for each in value["sweep"]["points"] if each["scale"] == value["sweep"]["chosen"]), rel=1e-4
+    )
+
+
+def test_several_adapters(
+    invoke: Invoke, trained: Path, unbound: Path, plain_logits: Logits, far: Far, tiny: Path, tmp_path: Path
+) -> None:
+    """Twice the same one in two parts is that one."""
+    one, out = trained / "run" / "adapter", tmp_path / "fused"
+    args = ["fuse", "--model", "tiny", "--save-path", out]
+    code, printed, err = invoke(*args, "--adapter-path", f"{one}=0.7", "--adapter-path", f"{unbound}=0.3")
+    assert (code, printed) == (0, f"{out}\n")
+    assert err == "21 layers fused, 5.5 MB, kept 100.0% of the gain on 5 rows\n"
+    assert far(plain_logits(out), plain_logits(tiny, one)) < 1e-4
 
 
 def test_without_rows_it_says_what_it_did_not_check(
@@ -114,6 +162,13 @@ def test_without_rows_it_says_what_it_did_not_check(
         (["--save-path", "taken"], "taken: exists already; choose another --save-path or remove it"),
         (["--q-bits", "7"], "command line: fuse.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         (["--q-bits", "1"], "command line: fuse.bits: is 1; give at least 2"),
+        (["--adapter-path", "absent=0.5"], "absent: is not an adapter folder; give the folder with adapters"),
+        (["--adapter-path", "ADAPTER=9"], "--adapter-path ADAPTER: has the weight 9; give one from -4 to 4"),
+        (["--anchor", "bad.jsonl"], "--anchor: is of use with --sweep-scale only; leave it out"),
+        (["--train-data", "bad.jsonl"], "--train-data: is of use where layers are packed only; leave it out"),
+        (["--max-bpw", "5"], "fuse.max_bpw: has no effect where no layer is packed; leave it out"),
+        (["--base", "tiny"], "--base: is of use for a quantized base only; leave it out"),
+        (["--sweep-scale", "--scale", "1"], "--scale: is what --sweep-scale chooses; give one of them"),
         (["--q-bits", "8", "--dequantize"], "command line: fuse: bits and dequantize exclude each other; "),
         (["--keep", "2"], "Invalid value for '--keep': 2.0 is not in the range 0<=x<=1. (`mlxtune fuse --help`)"),
         (["--adapter-path", "absent"], "absent: is not an adapter folder; give the folder with adapters.safetensors"),
@@ -145,6 +200,11 @@ def test_wrong_input(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {line.replace('ADAPTER', adapter)}")
     assert listing(tmp_path) == before
+
+
+def test_no_folder_to_write(invoke: Invoke, trained: Path) -> None:
+    code, out, err = invoke("fuse", "--model", "tiny", "--adapter-path", trained / "run" / "adapter")
+    assert (code, out, err) == (2, "", "error: --save-path: names no folder to write; give one, or --sweep-scale\n")
 
 
 def test_an_adapter_that_does_not_fit(

@@ -1,4 +1,4 @@
-"""`mlxtune quantize`: the same as `convert -q`, every number format, and the layers that stay."""
+"""`mlxtune quantize`: the same as `convert -q`, every number format and method, and the layers that stay."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +12,25 @@ Listing = Callable[[Path], dict[str, str]]
 Logits = Callable[..., mx.array]
 Far = Callable[[mx.array, mx.array], float]
 
+TABLE = """\
+layers                                weights         packed  bits per weight
+model.embed_tokens                    196,608  affine 8 / 32            10.00
+model.layers.*.self_attn.q_proj  x 3  110,592  affine 8 / 32            10.00
+model.layers.*.self_attn.k_proj  x 3   36,864  affine 8 / 32            10.00
+model.layers.*.self_attn.v_proj  x 3   36,864  affine 8 / 32            10.00
+model.layers.*.self_attn.o_proj  x 3  110,592  affine 8 / 32            10.00
+model.layers.*.mlp.gate_proj     x 3  294,912  affine 8 / 32            10.00
+model.layers.*.mlp.down_proj     x 3  294,912  affine 8 / 32            10.00
+model.layers.*.mlp.up_proj       x 3  294,912  affine 8 / 32            10.00
+"""
+
 
 def test_it_is_convert_with_q(invoke: Invoke, listing: Listing, tmp_path: Path) -> None:
     flags = ["--q-bits", "8", "--q-group-size", "32"]
     assert invoke("convert", "tiny", "--mlx-path", tmp_path / "a", "-q", *flags)[0] == 0
     code, printed, err = invoke("quantize", "tiny", "--mlx-path", tmp_path / "b", *flags)
     assert (code, printed) == (0, f"{tmp_path / 'b'}\n")
-    assert err == "1,377,600 parameters, 5.5 MB → 1.7 MB, 10.02 bits per weight\n"
+    assert err == TABLE + "1,377,600 parameters, 5.5 MB → 1.7 MB, 10.02 bits per weight\n"
     assert listing(tmp_path / "a") == listing(tmp_path / "b")
 
 
@@ -59,9 +71,31 @@ def test_a_layer_that_stays_is_named(
     assert (code, value["quantized_layers"], len(value["left_out"])) == (0, 3, 19)
     reason = "192 inputs are no multiple of 128"
     assert value["left_out"]["model.embed_tokens"] == reason
-    assert err.count("\n") == 19
-    assert f"warning: model.embed_tokens stays in full precision: {reason}\n" in err
+    assert err.splitlines() == [
+        f"warning: model.embed_tokens stays in full precision: {reason}",
+        *(
+            f"warning: model.layers.*.{name}_proj (3 layers) stay in full precision: {reason}"
+            for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up")
+        ),
+    ]
+    by_name = {layer["name"]: layer for layer in value["layers"]}
+    assert by_name["model.embed_tokens"] == {
+        "name": "model.embed_tokens", "parameters": 196_608, "group_size": None, "bits": None, "mode": None,
+        "bits_per_weight": 32, "left_out": reason,
+    }  # fmt: skip
+    assert by_name["model.layers.2.mlp.down_proj"]["bits_per_weight"] == 4.5
     assert far(logits(tmp_path / "q"), plain_logits(tmp_path / "q")) < 2e-4
+
+
+@pytest.mark.parametrize("method", ["rtn", "imatrix", "gptq"])
+def test_methods(invoke: Invoke, tmp_path: Path, write_rows: Callable[..., Path], method: str) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 12)
+    flags = [] if method == "rtn" else ["--data", data]
+    assert invoke("quantize", "tiny", "--mlx-path", tmp_path / "q", "--q-method", method, *flags)[0] == 0
+    assert invoke("quantize", "tiny", "--mlx-path", tmp_path / "default")[0] == 0
+    name = "model.layers.0.mlp.up_proj.weight"
+    searched, other = (mx.load(str(tmp_path / each / "model.safetensors"))[name] for each in ("default", "q"))
+    assert mx.mean(searched == other).item() < 0.9
 
 
 def test_not_twice(invoke: Invoke, listing: Listing, logits: Logits, far: Far, tmp_path: Path) -> None:

@@ -115,3 +115,15 @@ def test_a_picture_stands_alone() -> None:
     assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
     assert "var(" not in text
     assert "stroke:#1f6fb2" in text
+
+
+def test_the_divergence_curve_puts_points_where_the_axes_say() -> None:
+    drawing = chart.divergence_curve([("8 bits", 80e6, 1e-4), ("4 bits", 40e6, 1e-2), ("same", 160e6, 0.0)])
+    dots = [each.attrib for each in ElementTree.fromstring(drawing).iter("circle")]
+    places = [(float(each["cx"]), float(each["cy"])) for each in dots]
+    across = chart.WIDTH - chart.LEFT - chart.RIGHT
+    assert places[1][0] - chart.LEFT == pytest.approx(2 * (places[0][0] - chart.LEFT), abs=0.2)
+    assert places[1][0] == pytest.approx(chart.LEFT + across, abs=0.2)  # 80 MB is the last tick
+    assert (places[0][1], places[1][1]) == (chart.TOP, chart.HEIGHT - chart.BOTTOM)  # 0.01 above, 0.0001 below
+    assert "size, MB" in drawing and ">4 bits<" in drawing and "same" not in drawing
+    assert chart.divergence_curve([]) == chart.divergence_curve([("same", 1e9, 0.0)]) == ""
