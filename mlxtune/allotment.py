@@ -61,13 +61,15 @@ def allot(
     whole = sum(8 * each.nbytes for _, each in tree_flatten(net.parameters()))
     rest = whole - sum(8 * dtypes[f"{each.name}.weight"].size * each.parameters for each in chosen)
     del net
+    room = target_bpw * weights - rest
+    budget.assign({name: dict.fromkeys(each, 0.0) for name, each in sizes.items()}, sizes, room)  # refuses too little
     if costs is None:
         costs = _measured(source, names, spec, samples, on_layer)
     elif costs.keys() != sizes.keys():
         raise InputError(
             "has the costs of another model's layers", where="--costs", hint="leave it out to measure them"
         )
-    packings = budget.assign(costs, sizes, target_bpw * weights - rest)
+    packings = budget.assign(costs, sizes, room)
     taken = rest + sum(sizes[name][packing] for name, packing in packings.items())
     return Allotment(packings=packings, costs=costs, bits_per_weight=taken / weights)
 

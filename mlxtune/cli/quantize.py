@@ -99,7 +99,7 @@ def _check_usage(
     if sweep and (mlx_path is not None or targets or report):
         raise click.UsageError("--sweep writes no model: leave --mlx-path, --target-… and --report out")
     if not sweep and mlx_path is None:
-        raise click.UsageError("Missing option '--mlx-path', the folder to write.")
+        raise click.UsageError("Missing option '--mlx-path'.")
     if target_bpw is not None and target_size is not None:
         raise click.UsageError("give --target-bpw or --target-size, not both")
     if costs is not None and not targets:
@@ -108,9 +108,10 @@ def _check_usage(
         raise click.UsageError("--plot has no effect without --sweep")
     if text is not None and not (sweep or report or (targets and costs is None)):
         raise click.UsageError("--text has no effect without --report, --sweep or a target to measure for")
-    if (sweep or targets) and flags.get("quantize__bits") is not None:
+    given = {name.rpartition("quantize__")[2]: value for name, value in flags.items() if value is not None}
+    if (sweep or targets) and "bits" in given:
         raise click.UsageError("--q-bits has no effect beside --sweep or a target")
-    if targets and flags.get("quantize__mode") not in (None, "affine"):
+    if targets and given.get("mode", "affine") != "affine":
         raise click.UsageError("a target takes --q-mode affine, the only one with several widths")
 
 
