@@ -18,7 +18,7 @@ from mlxtune.claims import without_claim
 from mlxtune.data.render import Sample
 from mlxtune.errors import InputError, ModelError
 from mlxtune.layers import Layer, chosen, described, packed_tensors
-from mlxtune.quant import calibrate, gptq, imatrix, rtn, search
+from mlxtune.quant import calibrate, dwq, gptq, imatrix, own_text, rtn, search
 from mlxtune.quant.packing import WORD, Packed, Packing, dequantized
 from mlxtune.recipe import QuantizeRecipe
 from mlxtune.rundir import refuse_existing, size_of, staged
@@ -27,7 +27,9 @@ from mlxtune.sources import Read, Source
 from mlxtune.tokenizer import check_vocabulary, load_tokenizer, vocabulary
 
 METHODS = {"rtn": rtn.pack, "search": search.pack}
-CALIBRATED = {"imatrix": imatrix.pack, "gptq": gptq.pack}  # from the inputs of a layer; without them: by search
+# from the inputs of a layer; without them: by search
+CALIBRATED = {"imatrix": imatrix.pack, "gptq": gptq.pack, "dwq": gptq.pack}
+OWN_ROWS, OWN_TOKENS = 64, 128  # that a model writes itself, where there are none
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 OnBytes = Callable[[int, int], None]
@@ -82,7 +84,7 @@ def convert(
         config = described(config, asked, layers)
     parameters = precision.parameter_count(net)
     del net
-    packs = _packs(source, layers, quantize, samples)
+    packs = _packs(source, layers, quantize, samples, casts)
     pieces = (_piece(name, weights.pop(name), casts[name], packs, source) for name in list(weights))
     return _written(source, out, pieces, _with_dtype(config, dtype), parameters, tuple(layers), on_bytes)
 
@@ -158,7 +160,11 @@ class _Pack:
 
 
 def _packs(
-    source: Path, layers: Sequence[Layer], spec: QuantizeRecipe | None, samples: Sequence[Sample]
+    source: Path,
+    layers: Sequence[Layer],
+    spec: QuantizeRecipe | None,
+    samples: Sequence[Sample],
+    dtypes: Mapping[str, mx.Dtype],
 ) -> dict[str, _Pack]:
     """How each layer's weight is packed, by the weight's name."""
     packings = {layer.name: layer.packing for layer in layers if layer.packing is not None}
@@ -172,9 +178,14 @@ def _packs(
                 where="quantize.method",
                 hint="give some, or use search",
             )
-        inputs = calibrate.gather(model.load(source).net, samples, list(packings), hessian=spec.method == "gptq")
+        inputs = calibrate.gather(model.load(source).net, samples, list(packings), hessian=spec.method != "imatrix")
         mx.eval([each.mean_square for each in inputs.values()])  # here, as threads compute no graphs of another
         mx.eval([each.hessian for each in inputs.values() if each.hessian is not None])
+    if spec.method == "dwq":
+        learned = _learned(source, packings, inputs, samples, dtypes)
+        return {
+            f"{name}.weight": _Pack(packings[name], partial(_ready, learned, name), whole=True) for name in packings
+        }
     made = {}
     for name, packing in packings.items():
         rows: Callable[[mx.array], Packed] = partial(method, packing=packing)
@@ -182,6 +193,38 @@ def _packs(
             rows = partial(CALIBRATED[spec.method], packing=packing, inputs=inputs.pop(name))
         made[f"{name}.weight"] = _Pack(packing, rows, whole=spec.method == "gptq")
     return made
+
+
+def _learned(
+    source: Path,
+    packings: Mapping[str, Packing],
+    inputs: dict[str, calibrate.Inputs],
+    samples: Sequence[Sample],
+    dtypes: Mapping[str, mx.Dtype],
+) -> dict[str, Packed]:
+    """All layers, packed and then learned together: the model is held twice."""
+    net, copy = model.load(source).net, model.load(source).net
+    modules = dict(net.named_modules())
+    packed = {}
+    for name, packing in packings.items():
+        weight = modules[name].weight.astype(dtypes[f"{name}.weight"])
+        known = inputs.pop(name, None)
+        packed[name] = search.pack(weight, packing) if known is None else gptq.pack(weight, packing, known)
+    learned = dwq.learn(net, copy, packed, packings, samples)
+    mx.eval([each.weight for each in learned.values()], [each.scales for each in learned.values()])
+    mx.eval([each.biases for each in learned.values() if each.biases is not None])
+    return learned
+
+
+def _ready(learned: dict[str, Packed], name: str, rows: mx.array) -> Packed:
+    return learned.pop(name)
+
+
+def own_rows(source: Path) -> list[Sample]:
+    """Rows that the model of `source` writes itself, for a method that looks at the layers where a user has none."""
+    lm = model.load(source)
+    start = lm.tokenizer.bos_token_id
+    return own_text.write(lm.net, OWN_ROWS, OWN_TOKENS, min(lm.tokenizer.eos_token_ids) if start is None else start, 0)
 
 
 def _piece(name: str, weight: Source, dtype: mx.Dtype, packs: dict[str, _Pack], where: Path) -> Piece:

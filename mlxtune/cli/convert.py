@@ -79,14 +79,19 @@ def prepared(model_name: str, mlx_path: Path, recipe: Recipe) -> "tuple[Path, li
     """The folder of the model, and rows for a method that looks at them, when all that can be refused is known."""
     method = recipe.quantize.method if recipe.quantize is not None else None
     if recipe.data.path is not None and method not in CALIBRATED:
-        raise click.UsageError(f"--data has no effect; it is for --q-method {' and '.join(CALIBRATED)}")
-    if recipe.data.path is None and method in CALIBRATED:
-        raise click.UsageError(f"--q-method {method} needs rows that show what goes into the layers: give --data FILE")
+        raise click.UsageError(f"--data has no effect; it is for --q-method {', '.join(CALIBRATED)}")
     from mlxtune.rundir import refuse_existing
 
     refuse_existing(mlx_path, "--mlx-path")
     source = fetch(model_name, recipe.revision)
-    return source, rows(source, recipe) if method in CALIBRATED else []
+    if method not in CALIBRATED:
+        return source, []
+    if recipe.data.path is not None:
+        return source, rows(source, recipe)
+    from mlxtune.convert import own_rows
+
+    display.note("no --data: the model writes the rows that show what goes into its layers")
+    return source, own_rows(source)
 
 
 def rows(source: Path, recipe: Recipe) -> "list[Sample]":

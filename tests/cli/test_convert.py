@@ -88,12 +88,8 @@ SEE = "(`mlxtune convert --help`)"
         (["tiny", "--q-group-size", "32"], f"--q-group-size has no effect without -q {SEE}"),
         (["tiny", "--q-mode", "mxfp4"], f"--q-mode has no effect without -q {SEE}"),
         (["tiny", "--q-method", "rtn"], f"--q-method has no effect without -q {SEE}"),
-        (["tiny", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix and gptq {SEE}"),
-        (["tiny", "-q", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix and gptq {SEE}"),
-        (
-            ["tiny", "-q", "--q-method", "gptq"],
-            f"--q-method gptq needs rows that show what goes into the layers: give --data FILE {SEE}",
-        ),
+        (["tiny", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix, gptq, dwq {SEE}"),
+        (["tiny", "-q", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix, gptq, dwq {SEE}"),
         (["tiny", "-q", "--q-bits", "7"], "command line: quantize.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         (["tiny", "-q", "--q-bits", "9"], "command line: quantize.bits: is 9; give at most 8"),
         (

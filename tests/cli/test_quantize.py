@@ -87,7 +87,7 @@ def test_a_layer_that_stays_is_named(
     assert far(logits(tmp_path / "q"), plain_logits(tmp_path / "q")) < 2e-4
 
 
-@pytest.mark.parametrize("method", ["rtn", "imatrix", "gptq"])
+@pytest.mark.parametrize("method", ["rtn", "imatrix", "gptq", "dwq"])
 def test_methods(invoke: Invoke, tmp_path: Path, write_rows: Callable[..., Path], method: str) -> None:
     data = write_rows(tmp_path / "data.jsonl", 12)
     flags = [] if method == "rtn" else ["--data", data]
@@ -96,6 +96,17 @@ def test_methods(invoke: Invoke, tmp_path: Path, write_rows: Callable[..., Path]
     name = "model.layers.0.mlp.up_proj.weight"
     searched, other = (mx.load(str(tmp_path / each / "model.safetensors"))[name] for each in ("default", "q"))
     assert mx.mean(searched == other).item() < 0.9
+
+
+def test_without_rows_the_model_writes_its_own(invoke: Invoke, tmp_path: Path) -> None:
+    lost = {}
+    for method in ("search", "gptq", "dwq"):
+        flags = ["--q-bits", "3", "--q-method", method, "--report", "--json"]
+        code, out, error = invoke("quantize", "tiny", "--mlx-path", tmp_path / method, *flags)
+        assert code == 0
+        assert ("the model writes the rows" in error) == (method != "search")
+        lost[method] = json.loads(out)["lost"]["divergence"]["kl_mean"]
+    assert lost["dwq"] < lost["gptq"] < 0.9 * lost["search"]
 
 
 def test_not_twice(invoke: Invoke, listing: Listing, logits: Logits, far: Far, tmp_path: Path) -> None:
