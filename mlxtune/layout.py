@@ -4,6 +4,7 @@ Decided once, from the rows, the recipe and what the network is seen to support.
 rows, loss and gradient.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ import mlx.nn as nn
 from mlxtune import machine, packing, prefix
 from mlxtune.data.batches import WIDTHS, Batch, Shape, epoch_order, few_shapes, make_lines, pack, up, work
 from mlxtune.data.render import Sample
+from mlxtune.likelihood import part_count
 from mlxtune.recipe import Recipe
 from mlxtune.workers import ALONE, Workers
 
@@ -91,7 +93,9 @@ def _shared(net: nn.Module, layout: Layout, recipe: Recipe, vocabulary: int) -> 
         return layout, "with dropout or NEFTune each row needs noise of its own"
     tokens = prefix.common(samples)
     rest = sum(len(sample.tokens) for sample in samples) / len(samples) - len(tokens)
-    lines = -(-min(recipe.train.batch_size, len(samples)) // layout.parts)
+    rows = min(recipe.train.batch_size, len(samples))
+    most = machine.most_tokens(machine.device_kind())
+    lines = -(-rows // part_count((rows, math.ceil(rest)), min(rows, layout.parts), most))
     if not tokens or (wanted == "auto" and not machine.sharing_pays(len(tokens), rest, lines)):
         return layout, "the rows do not begin alike"
     if not prefix.supported(net, len(tokens), PROBED, vocabulary):
