@@ -14,6 +14,7 @@ from mlxtune.report.words import figure, number
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 44  # margins around the plot
+BEST_WIDTH = 180  # of the words at the best point
 BAR_LEFT, BAR_TOP, BAR_STEP, BAR_HEIGHT = 52, 6, 52, 20
 
 STYLE = """
@@ -190,8 +191,12 @@ def _series(name: str, points: list[tuple[int, float]], x: Any, y: Any) -> str:
 
 
 def _best(x: float, y: float, step: int, loss: float) -> str:
-    # at the top of the plot, where a falling curve leaves room
-    anchor, shift = ("end", -8) if x > WIDTH / 2 else ("start", 8)
+    # at the top of the plot, where a falling curve leaves room; beside the line, or on it where neither side has room
+    anchor, shift = "middle", 0
+    if x + 8 + BEST_WIDTH <= WIDTH - RIGHT:
+        anchor, shift = "start", 8
+    elif x - 8 - BEST_WIDTH >= LEFT:
+        anchor, shift = "end", -8
     words = _text(x + shift, TOP + 14, f"best: {number(loss)} at update {step:,}", anchor, "strong halo")
     return (
         f'<line class="best-line" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
