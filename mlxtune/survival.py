@@ -15,6 +15,7 @@ from mlxtune.data.batches import in_order, make_batch
 from mlxtune.data.render import Sample
 from mlxtune.head import find, gathered
 from mlxtune.likelihood import LOGITS_BYTES, wanted_at
+from mlxtune.metrics.divergence import compared
 
 FILE_BYTES = 2_000_000_000  # of predictions at most; fewer of the rows are compared where all would take more
 BATCH = 8
@@ -56,10 +57,12 @@ def compare(net: nn.Module, samples: Sequence[Sample], file: IO[bytes]) -> Survi
     tokens, kl, same = 0, 0.0, 0
     for log_q in _predictions(net, samples):
         log_p = mx.array(np.frombuffer(file.read(log_q.nbytes), dtype=np.float32).reshape(log_q.shape))
-        apart = log_p - log_q
-        # sum p·(d + exp(-d) - 1) with d = log p - log q is the KL, as sum q = sum p, and has no negative term
-        kl += np.array(mx.exp(log_p) * (apart + mx.expm1(-apart)), dtype=np.float64).sum().item()
-        same += np.array(log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum().item()
+        numbers = compared(log_p, log_q, mx.zeros(len(log_q), dtype=mx.int32))
+        of_each, _, _, same_top = np.array(
+            numbers, dtype=np.float64
+        )  # which token follows makes no difference to these
+        kl += float(of_each.sum())
+        same += int(same_top.sum())
         tokens += len(log_q)
     return Survival(tokens=tokens, kl=kl / max(1, tokens), same_top=same / max(1, tokens))
 

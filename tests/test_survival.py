@@ -37,6 +37,22 @@ def test_figures_are_those_of_float64(tiny: Path) -> None:
     assert (same.kl, same.same_top) == (pytest.approx(0, abs=1e-9), 1.0)
 
 
+def test_predictions_that_are_far_apart_have_a_finite_divergence(tiny: Path) -> None:
+    """What one model finds all but impossible, e^-100 and less, the other may be sure of."""
+    source, other = model.load(tiny).net, model.load(tiny).net
+    source.model.norm.weight = source.model.norm.weight * 30
+    other.model.norm.weight = other.model.norm.weight * -30
+    tokens = mx.array([UNEVEN[-1].tokens])[:, :-1]
+    p, q = (np.array(net(tokens)[0], dtype=np.float64) for net in (source, other))
+    p, q = (each - each.max(axis=-1, keepdims=True) for each in (p, q))
+    p, q = (each - np.log(np.exp(each).sum(axis=-1, keepdims=True)) for each in (p, q))
+    assert (q - p).max() > 89  # e^89 is more than float32 holds
+    expected = (np.exp(p) * (p - q)).sum(axis=-1)[np.array(UNEVEN[-1].trained)[1:]].mean()
+    with tempfile.TemporaryFile() as file:
+        survival.remember(source, UNEVEN[-1:], file)
+        assert survival.compare(other, UNEVEN[-1:], file).kl == pytest.approx(expected, rel=1e-4)
+
+
 def test_many_logits_come_in_parts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = model.load(tiny).net
     with tempfile.TemporaryFile() as file:
