@@ -22,9 +22,9 @@ from mlxtune.blend import Part
 from mlxtune.data.render import Sample
 from mlxtune.errors import ModelError, RecipeError
 from mlxtune.model import LanguageModel
+from mlxtune.precision import bits_per_weight
 from mlxtune.quant import calibrate
 from mlxtune.quant.calibrate import Inputs
-from mlxtune.quant.rtn import bits_per_weight
 from mlxtune.recipe import FuseRecipe
 from mlxtune.requantize import Change
 from mlxtune.shards import Piece

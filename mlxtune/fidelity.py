@@ -15,7 +15,7 @@ from mlxtune.data.render import Limit, Sample, render
 from mlxtune.metrics import divergence
 from mlxtune.metrics.divergence import Divergence
 from mlxtune.model import LanguageModel
-from mlxtune.quant.rtn import bits_per_weight
+from mlxtune.precision import bits_per_weight
 from mlxtune.recipe import DataRecipe, QuantizeRecipe
 from mlxtune.rundir import size_of
 from mlxtune.tokenizer import inner

@@ -5,7 +5,7 @@ Knows networks and layers, not folders.
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxtune import machine
 from mlxtune.borrow import (
@@ -84,3 +84,9 @@ def dense(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:
 def parameter_count(net: nn.Module) -> int:
     """Weights of a network, counted as if it were not quantized."""
     return int(get_total_parameters(net))
+
+
+def bits_per_weight(net: nn.Module) -> float:
+    """Stored bits over weights, scales and biases included."""
+    stored: int = sum(weight.nbytes for _, weight in tree_flatten(net.parameters()))
+    return 8 * stored / parameter_count(net)
