@@ -64,6 +64,14 @@ class RunDir:
         """The file of one evaluation: `base`, `tuned` or `fused`."""
         return self.root / "eval" / f"{name}.json"
 
+    def predictions(self, name: str) -> Path:
+        """Every answer of that evaluation, one a line."""
+        return self.root / "eval" / f"{name}.jsonl"
+
+    @property
+    def compare(self) -> Path:
+        return self.root / "compare"
+
     def report(self, suffix: str) -> Path:
         return self.root / f"report.{suffix}"
 

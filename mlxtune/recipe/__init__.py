@@ -6,6 +6,7 @@
 from mlxtune.recipe.build import build, check_quantization, differences
 from mlxtune.recipe.files import dump, load, parse_yaml, read_yaml, reference, to_dict
 from mlxtune.recipe.settings import (
+    CompareRecipe,
     DataRecipe,
     EvaluateRecipe,
     FuseRecipe,
@@ -19,6 +20,7 @@ from mlxtune.recipe.settings import (
 )
 
 __all__ = [
+    "CompareRecipe",
     "DataRecipe",
     "EvaluateRecipe",
     "FuseRecipe",

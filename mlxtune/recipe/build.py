@@ -174,13 +174,20 @@ def _check_together(recipe: Recipe, where: str) -> None:
         check_quantization(recipe.fuse.bits, 64, "affine", f"{where}: fuse")
         if recipe.fuse.dequantize:
             raise RecipeError("bits and dequantize exclude each other", where=f"{where}: fuse", hint="keep one of them")
-    if recipe.evaluate.label is not None:
+    for bits in recipe.compare.widths if recipe.compare is not None else ():
+        check_quantization(bits, 64, "affine", f"{where}: compare.widths")
+    for name, pattern, least in (
+        ("label", recipe.evaluate.label, 1),
+        ("pattern", recipe.evaluate.pattern, 0),
+    ):
+        if pattern is None:
+            continue
         try:
-            groups = re.compile(recipe.evaluate.label).groups
+            groups = re.compile(pattern).groups
         except re.error as error:
-            raise RecipeError(f"is no regular expression: {error}", where=f"{where}: evaluate.label") from None
-        if groups < 1:
-            raise RecipeError("has no group in parentheses", where=f"{where}: evaluate.label", hint=r"e.g. '^(\w+)'")
+            raise RecipeError(f"is no regular expression: {error}", where=f"{where}: evaluate.{name}") from None
+        if groups < least:
+            raise RecipeError("has no group in parentheses", where=f"{where}: evaluate.{name}", hint=r"e.g. '^(\w+)'")
 
 
 def _section(cls: type, values: Any, prefix: str, where: str) -> Any:
@@ -256,8 +263,9 @@ def _convert(value: Any, option: Any) -> Any:
     if option in (int, str) and isinstance(value, option):
         return value
     if origin is list:
-        items = [value] if isinstance(value, str) else value
-        return list(items) if isinstance(items, list) and all(isinstance(item, str) for item in items) else None
+        kind = typing.get_args(option)[0]
+        items = [_convert(item, kind) for item in (value if isinstance(value, list) else [value])]
+        return None if None in items else items
     if origin is dict and isinstance(value, dict) and typing.get_args(option)[1] is Any:
         return {str(key): each for key, each in value.items()}
     if origin is dict and isinstance(value, dict):
@@ -289,7 +297,7 @@ def _shown(value: Any) -> str:
 
 def _type_name(options: tuple[Any, ...]) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    kinds = {list[str]: "a list of texts", dict[str, Any]: "a mapping"}
+    kinds = {list[str]: "a list of texts", list[int]: "a list of whole numbers", dict[str, Any]: "a mapping"}
     spelt = [names.get(option) or kinds.get(option, "a mapping of lists") for option in options]
     return " or ".join(spelt)
 

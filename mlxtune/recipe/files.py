@@ -103,7 +103,7 @@ def reference() -> str:
         if inner is None:
             lines.append(_reference_line(each, ""))
             continue
-        optional = type(None) in typing.get_args(hint)
+        optional = each.default is None
         lines += ["", f"{each.name}:  # {each.metadata['help']}"]
         if optional:
             lines[-1] = f"{each.name}: null  # {each.metadata['help']}; with keys:"

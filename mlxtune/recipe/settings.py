@@ -150,6 +150,16 @@ class EvaluateRecipe:
     label: str | None = setting(
         None, "regular expression; its first group, found in an answer, is the label that `accuracy` compares"
     )
+    labels: list[str] = setting(
+        [],
+        "labels that are scored by their log-probabilities; empty: those of the training rows where `label` is set",
+    )
+    target_precision: float = setting(
+        0.95, "precision at which the share of rows that the model can answer alone is measured", above=0, high=1
+    )
+    metrics: list[str] = setting(["auto"], "what is scored; auto: what suits the rows' answers")
+    schema: str | None = setting(None, "a JSON schema file that answers must conform to")
+    pattern: str | None = setting(None, "regular expression that a whole answer must match")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +177,28 @@ class FuseRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CompareRecipe:
+    prompt: str | None = setting(
+        None,
+        "the best prompt for the base: a system message, or a Jinja text of {{ prompt }}; null: one that names labels",
+    )
+    few_shot: int = setting(4, "training rows shown in the prompt; 0: no such candidate", low=0, high=64)
+    examples: str = setting(
+        "nearest", "which rows are shown: like the one asked, or the same for all", choices=("nearest", "fixed")
+    )
+    retrieval: bool = setting(True, "passages found by BM25 in the prompt, from the training rows or `documents`")
+    documents: str | None = setting(None, "a folder of text files to retrieve from; null: the training rows")
+    passages: int = setting(3, "retrieved passages in a prompt", low=1, high=50)
+    widths: list[int] = setting([], "bits of further fused models to compare, such as [8, 3]")
+    models: list[str] = setting([], "further candidates: folders or hub ids, each with an adapter as MODEL+ADAPTER")
+    endpoint: str | None = setting(None, "the URL of an OpenAI-compatible server as a further candidate")
+    endpoint_model: str | None = setting(None, "the model that the endpoint is asked for")
+    anchor: str | None = setting(None, "a text file to measure forgetting on; null: an embedded text")
+    choices: str | None = setting(None, "a file of multiple-choice questions to measure forgetting on")
+    judge: str | None = setting(None, "a model or an endpoint's URL that compares answers in pairs; null: none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     model: str = setting("tiny", "folder, hub id, or `tiny`, the embedded base", flag="--model")
     revision: str | None = setting(None, "branch, tag or commit of a hub id", flag="--revision")
@@ -177,6 +209,10 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe, metadata={"help": "the training"})
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe, metadata={"help": "the evaluation"})
     fuse: FuseRecipe = field(default_factory=FuseRecipe, metadata={"help": "fusing the adapter into the base"})
+    compare: CompareRecipe | None = field(
+        default_factory=CompareRecipe,
+        metadata={"help": "was tuning worth it? against prompts and retrieval; null: not asked"},
+    )
 
 
 def fields_of(section: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
