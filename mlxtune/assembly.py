@@ -6,7 +6,7 @@ and samples, not what is measured.
 
 import copy
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,6 @@ from mlxtune.shards import Piece
 from mlxtune.tokenizer import load_tokenizer
 
 CALIBRATION_TOKENS = 32_768  # read, evenly from the training rows, to see what goes into the layers
-HESSIAN_BYTES = 1 << 28  # of inputs' second moments at once; more layers take the network through the rows again
 FINE_BITS = 8  # with which a layer loses nothing to speak of, fitted or not
 HALF_A_BIT = 0.5
 
@@ -129,19 +128,22 @@ class Work:
         yield from (([name], {}) for name in alone)
         if not packed or not self.job.training:
             return
-        rows = calibration_rows(self.job.training)
+        rows, config = calibration_rows(self.job.training), model.check(self.job.base)
         self.calibrated = len(rows)
-        lm = model.load(self.job.base)
-        blend.attach(lm, self.job.parts)
-        adapted = {name for name, _ in adapter.adapted_layers(lm.net)}
+        adapted = {name for name, _ in adapter.adapted_layers(net)}
         inside = {f"{name}.linear" if name in adapted else name: name for name in packed}
-        plain = dict(net.named_modules())
-        widths = {name: requantize.inputs_of(plain[name].get("linear", plain[name])) for name in packed}
-        del plain
-        for some in _batches(packed, widths):
-            wanted = [name for name, own in inside.items() if own in some]
-            found = calibrate.gather(lm.net, rows, wanted, hessian=True)
-            yield some, {inside[name]: each for name, each in found.items()}
+        lm = LanguageModel(net, load_tokenizer(self.job.base, config), config, self.job.base)
+
+        def make() -> nn.Module:
+            tuned = replace(lm, net=model.unread(self.job.base, config))
+            blend.attach(tuned, self.job.parts)
+            return tuned.net
+
+        for found in calibrate.gathered(make, rows, list(inside), hessian=True):
+            yield (
+                [inside[name] for name in found],
+                {inside[name]: each for name, each in found.items() if each is not None},
+            )
 
     def _keep(self, name: str, made: nn.Module) -> nn.Module:
         """Writes a layer to its file; what is returned, and what `_made` returns later, holds no values until used."""
@@ -220,21 +222,6 @@ def calibration_rows(training: Sequence[Sample]) -> list[Sample]:
     """Rows, evenly from `training`, of about CALIBRATION_TOKENS tokens."""
     tokens = sum(len(sample.tokens) for sample in training)
     return list(training[:: max(1, -(-tokens // CALIBRATION_TOKENS))])
-
-
-def _batches(names: Sequence[str], widths: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in their order, some at a time, whose second moments (I, I) in float32 fit into HESSIAN_BYTES."""
-    some: list[str] = []
-    filled = 0
-    for name in names:
-        size = 4 * widths[name] ** 2
-        if some and filled + size > HESSIAN_BYTES:
-            yield some
-            some, filled = [], 0
-        some.append(name)
-        filled += size
-    if some:
-        yield some
 
 
 def ways_out(base: Path, adapters: Sequence[Part], settings: FuseRecipe) -> list[Way]:

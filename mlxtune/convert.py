@@ -1,7 +1,7 @@
 """Converts, quantizes and dequantizes a model folder, a few rows at a time. Knows folders, not the hub.
 
 Nothing holds the model: rows are read, checked, cast, packed and written, whatever the model's size (see `sources` and
-`shards`). Only a method that looks at the layers' inputs runs the model first, which takes all of it.
+`shards`). A method that looks at the layers' inputs also runs the model, block by block; only dwq holds it, twice.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +85,8 @@ def convert(
     parameters = precision.parameter_count(net)
     del net
     packs = _packs(source, layers, quantize, samples, casts)
-    pieces = (_piece(name, weights.pop(name), casts[name], packs, source) for name in list(weights))
+    order = sorted(weights, key=lambda name: packs[name].turn if name in packs else 0)
+    pieces = (_piece(name, weights.pop(name), casts[name], packs, source) for name in order)
     return _written(source, out, pieces, _with_dtype(config, dtype), parameters, tuple(layers), on_bytes)
 
 
@@ -152,11 +153,29 @@ def _with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Pack:
-    """How a layer is packed: `whole` at once, or some rows at a time."""
+    """How a layer is packed: `whole` at once, or some rows at a time, by what `begin` gives when its `turn` comes."""
 
     packing: Packing
-    rows: Callable[[mx.array], Packed]
+    begin: Callable[[], Callable[[mx.array], Packed]]
     whole: bool
+    turn: int = 0
+
+
+class _Seen:
+    """What goes into each layer, gathered only as far as it is asked for."""
+
+    def __init__(self, source: Path, names: Sequence[str], samples: Sequence[Sample], hessian: bool):
+        config = model.check(source)
+        stages = calibrate.by_block(model.unread(source, config), names)
+        self.turns = {name: turn for turn, some in enumerate(stages) for name in some}
+        self.found: dict[str, calibrate.Inputs | None] = {}
+        self.coming = calibrate.gathered(lambda: model.unread(source, config), samples, names, hessian)
+
+    def take(self, name: str) -> calibrate.Inputs | None:
+        """Of the layer `name`, and lets it go. To be asked in the order of the turns, or much is held."""
+        while name not in self.found:
+            self.found |= next(self.coming)
+        return self.found.pop(name)
 
 
 def _packs(
@@ -170,7 +189,7 @@ def _packs(
     packings = {layer.name: layer.packing for layer in layers if layer.packing is not None}
     if spec is None:
         return {}
-    method, inputs = METHODS.get(spec.method, search.pack), {}
+    seen = None
     if spec.method in CALIBRATED:
         if not samples:
             raise InputError(
@@ -178,27 +197,36 @@ def _packs(
                 where="quantize.method",
                 hint="give some, or use search",
             )
-        inputs = calibrate.gather(model.load(source).net, samples, list(packings), hessian=spec.method != "imatrix")
-        mx.eval([each.mean_square for each in inputs.values()])  # here, as threads compute no graphs of another
-        mx.eval([each.hessian for each in inputs.values() if each.hessian is not None])
+        seen = _Seen(source, list(packings), samples, hessian=spec.method != "imatrix")
     if spec.method == "dwq":
-        learned = _learned(source, packings, inputs, samples, dtypes)
+        assert seen is not None
+        learned = _learned(source, packings, seen, samples, dtypes)
         return {
-            f"{name}.weight": _Pack(packings[name], partial(_ready, learned, name), whole=True) for name in packings
+            f"{name}.weight": _Pack(packing, partial(partial, _ready, learned, name), whole=True)
+            for name, packing in packings.items()
         }
-    made = {}
-    for name, packing in packings.items():
-        rows: Callable[[mx.array], Packed] = partial(method, packing=packing)
-        if name in inputs:
-            rows = partial(CALIBRATED[spec.method], packing=packing, inputs=inputs.pop(name))
-        made[f"{name}.weight"] = _Pack(packing, rows, whole=spec.method == "gptq")
-    return made
+
+    def begin(name: str, packing: Packing) -> Callable[[mx.array], Packed]:
+        inputs = seen.take(name) if seen is not None else None
+        if inputs is None:
+            return partial(METHODS.get(spec.method, search.pack), packing=packing)
+        return partial(CALIBRATED[spec.method], packing=packing, inputs=inputs)
+
+    return {
+        f"{name}.weight": _Pack(
+            packing,
+            partial(begin, name, packing),
+            whole=spec.method == "gptq",
+            turn=seen.turns[name] if seen is not None else 0,
+        )
+        for name, packing in packings.items()
+    }
 
 
 def _learned(
     source: Path,
     packings: Mapping[str, Packing],
-    inputs: dict[str, calibrate.Inputs],
+    seen: _Seen,
     samples: Sequence[Sample],
     dtypes: Mapping[str, mx.Dtype],
 ) -> dict[str, Packed]:
@@ -206,9 +234,10 @@ def _learned(
     net, copy = model.load(source).net, model.load(source).net
     modules = dict(net.named_modules())
     packed = {}
-    for name, packing in packings.items():
+    for name in seen.turns:
+        packing = packings[name]
         weight = modules[name].weight.astype(dtypes[f"{name}.weight"])
-        known = inputs.pop(name, None)
+        known = seen.take(name)
         packed[name] = search.pack(weight, packing) if known is None else gptq.pack(weight, packing, known)
     learned = dwq.learn(net, copy, packed, packings, samples)
     mx.eval([each.weight for each in learned.values()], [each.scales for each in learned.values()])
@@ -237,17 +266,20 @@ def _piece(name: str, weight: Source, dtype: mx.Dtype, packs: dict[str, _Pack], 
     count = weight.row_count if pack is not None and pack.whole else shards.rows_at_once(weight.width)
 
     def jobs() -> Iterator[Job]:
-        return (partial(_rows, read, name, dtype, pack, where) for read in weight.rows(count))
+        begun = pack.begin() if pack is not None else None
+        return (partial(_rows, read, name, dtype, begun, where) for read in weight.rows(count))
 
     return Piece(tensors, jobs, whole=weight.place is None or (pack is not None and pack.whole))
 
 
-def _rows(read: Read, name: str, dtype: mx.Dtype, pack: _Pack | None, where: Path) -> list[mx.array]:
+def _rows(
+    read: Read, name: str, dtype: mx.Dtype, pack: Callable[[mx.array], Packed] | None, where: Path
+) -> list[mx.array]:
     """Some rows of a weight as they are written."""
     rows = _checked(read(), name, dtype, where)
     if pack is None:
         return [rows]
-    packed = pack.rows(rows)
+    packed = pack(rows)
     return [each for each in (packed.weight, packed.scales, packed.biases) if each is not None]
 
 

@@ -143,7 +143,7 @@ def _losses_before(job: Job, memory: IO[bytes]) -> tuple[float | None, float | N
     """Losses of base and adapter; what the adapter predicts goes into `memory`."""
     if not job.samples:
         return None, None
-    lm = model.load(job.base)
+    lm = model.load(job.base, thrifty=True)
     job.on_phase("measured", 0, 3)
     base_loss = likelihood.mean_nats(lm.net, job.samples)
     blend.attach(lm, job.parts)
@@ -161,7 +161,7 @@ def _written(job: Job, work: Work, template: str | None, memory: IO[bytes]) -> t
         write_template(work.scratch, template, ends)
     if not job.samples:
         return None, None
-    net = model.load(work.scratch).net
+    net = model.load(work.scratch, thrifty=True).net
     rows = survival.compared_rows(job.samples, survival.vocabulary_of(net))
     survived = survival.compare(net, rows, memory)
     return likelihood.mean_nats(net, job.samples), survived

@@ -49,8 +49,9 @@ class ComputePolicy:
     """How to compute on a machine.
 
     float32: weights are held in float32 whatever they are stored in; expand: a quantized base is expanded as well;
-    spread: matrices are held with a gap behind each row (see `precision.spread`); compile: graphs go through
-    `mx.compile`; pad_multiple: row lengths are padded to a multiple of it.
+    spread: matrices are held with a gap behind each row (see `precision.spread`); unfold: they stay as stored, and are
+    made float32 when used (see `precision.unfold`); compile: graphs go through `mx.compile`; pad_multiple: row lengths
+    are padded to a multiple of it.
     """
 
     float32: bool
@@ -58,6 +59,7 @@ class ComputePolicy:
     spread: bool
     compile: bool
     pad_multiple: int
+    unfold: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,25 +212,31 @@ def memory_limits(*, device: str, working_set_bytes: int) -> MemoryLimits | None
     return MemoryLimits(wired=working_set_bytes, memory=working_set_bytes, cache=working_set_bytes // 4)
 
 
-def compute_policy(*, device: str, memory_bytes: int, float32_bytes: int, blas: str) -> ComputePolicy:
+def compute_policy(
+    *, device: str, memory_bytes: int, float32_bytes: int, blas: str, thrifty: bool = False
+) -> ComputePolicy:
     """The policy for a model whose weights take `float32_bytes` when held in float32.
 
     On a CPU only float32 matmul goes through BLAS, so everything is computed in float32 and a quantized base is
-    expanded when that takes at most 60 % of the memory. On Metal and CUDA the stored precision is kept. `mx.compile`
+    expanded when that takes at most 60 % of the memory; a `thrifty` user, who computes no gradients, has it unfolded
+    instead. On Metal and CUDA the stored precision is kept. `mx.compile`
     calls a C++ compiler for each graph on a CPU and gained nothing there in any measurement.
     """
     if device == "cpu":
-        fits = float32_bytes <= 0.6 * memory_bytes
-        return ComputePolicy(
-            float32=fits, expand=fits, spread=fits and blas == REFERENCE_BLAS, compile=False, pad_multiple=1
-        )
+        fits = float32_bytes <= 0.6 * memory_bytes and not thrifty
+        gaps = fits and blas == REFERENCE_BLAS
+        return ComputePolicy(float32=fits, expand=fits, spread=gaps, compile=False, pad_multiple=1, unfold=thrifty)
     return ComputePolicy(float32=False, expand=False, spread=False, compile=True, pad_multiple=32)
 
 
-def policy_here(parameters: int) -> ComputePolicy:
+def policy_here(parameters: int, *, thrifty: bool = False) -> ComputePolicy:
     """The policy of this machine for a model of so many parameters."""
     return compute_policy(
-        device=device_kind(), memory_bytes=memory_bytes(), float32_bytes=4 * parameters, blas=blas_name()
+        device=device_kind(),
+        memory_bytes=memory_bytes(),
+        float32_bytes=4 * parameters,
+        blas=blas_name(),
+        thrifty=thrifty,
     )
 
 

@@ -21,7 +21,7 @@ from mlxtune.tokenizer import MALFORMED, brief, check_vocabulary, load_tokenizer
 
 __all__ = [
     "INDEX", "WEIGHTS", "LanguageModel", "check", "context_length", "fingerprint", "load", "network", "outline", "save",
-    "weight_files", "width",
+    "unread", "weight_files", "width",
 ]  # fmt: skip
 
 
@@ -58,9 +58,10 @@ def width(config: dict[str, Any]) -> int | None:
     return None
 
 
-def load(path: Path, *, chat_template: str | None = None, stored: bool = False) -> LanguageModel:
+def load(path: Path, *, chat_template: str | None = None, stored: bool = False, thrifty: bool = False) -> LanguageModel:
     """Loads a checked folder for computing as `machine.compute_policy` says; `stored` keeps the stored precision.
 
+    `thrifty` holds no more than the stored weights, for whoever needs no gradients and few, large batches.
     `chat_template` is used in place of the tokenizer's own.
 
     Raises ModelError for a malformed folder, weights that do not fit the architecture, and NaN or infinite weights.
@@ -71,7 +72,7 @@ def load(path: Path, *, chat_template: str | None = None, stored: bool = False) 
     net, config = network(path, config)
     _check_finite(net, path)
     if not stored:
-        net = for_compute(net, machine.policy_here(parameter_count(net)))
+        net = for_compute(net, machine.policy_here(parameter_count(net), thrifty=thrifty))
     net.eval()
     mx.eval(net.parameters())
     return LanguageModel(net=net, tokenizer=tokenizer, config=config, path=path)
@@ -85,6 +86,17 @@ def outline(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     config = check(path)
     _tokenizer(path, config, None)
     return network(path, config)
+
+
+def unread(path: Path, config: dict[str, Any]) -> nn.Module:
+    """The network of a checked folder, ready to compute with the memory of a few layers: each is read when it is used.
+
+    What was used is held with the network. Raises ModelError as `network` does.
+    """
+    net, _ = network(path, config)
+    net = for_compute(net, machine.policy_here(parameter_count(net), thrifty=True))
+    net.eval()
+    return net
 
 
 def _tokenizer(path: Path, config: dict[str, Any], chat_template: str | None) -> TokenizerWrapper:

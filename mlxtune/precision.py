@@ -3,6 +3,9 @@
 Knows networks and layers, not folders.
 """
 
+import copy
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
@@ -17,10 +20,13 @@ from mlxtune.borrow import (
 )
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, QuantizedMultiLinear)
+MATRICES = (*QUANTIZED, nn.Linear, nn.Embedding, SwitchLinear, MultiLinear)
 
 
 def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
     """Changes `net` to the precision that the policy computes in; the values stay those of the stored weights."""
+    if policy.unfold:
+        unfold(net)
     if policy.float32:
         net.set_dtype(mx.float32)
     if policy.expand:
@@ -28,6 +34,47 @@ def for_compute(net: nn.Module, policy: machine.ComputePolicy) -> nn.Module:
     if policy.spread:
         spread(net)
     return net
+
+
+def unfold(net: nn.Module) -> None:
+    """Lets `net` compute in float32 while its matrices stay as they are stored: each is made dense when it is used.
+
+    A forward pass then needs the memory of the stored weights and of a layer or two; a backward pass would hold all.
+    """
+    for layer in net.modules():
+        if isinstance(layer, MATRICES):
+            layer.__class__ = _unfolded(type(layer))
+        else:
+            own = {name: each for name, each in layer.items() if isinstance(each, mx.array)}
+            layer.update({name: each.astype(mx.float32) for name, each in own.items() if _is_float(each)})
+
+
+def _unfolded(kind: type) -> type:
+    """The layer that is made dense, in float32, whenever it is called."""
+
+    def wide(layer: nn.Module, weight: mx.array | None = None) -> Any:
+        part = copy.copy(layer)
+        part.__class__ = kind
+        if weight is not None:  # rows of an embedding
+            part.update({name: part[name][weight] for name in ("weight", "scales", "biases") if name in part})
+        if isinstance(part, QUANTIZED):
+            part = dense(part, mx.float32)
+        part.update({name: each.astype(mx.float32) for name, each in part.items() if isinstance(each, mx.array)})
+        return part
+
+    def call(layer: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        if issubclass(kind, nn.Embedding | nn.QuantizedEmbedding):
+            return wide(layer, x).weight
+        return wide(layer)(x, *args, **kwargs)
+
+    methods: dict[str, Any] = {"__call__": call}
+    if hasattr(kind, "as_linear"):
+        methods["as_linear"] = lambda layer, x: wide(layer).as_linear(x)
+    return type(kind.__name__, (kind,), methods)
+
+
+def _is_float(each: mx.array) -> bool:
+    return bool(mx.issubdtype(each.dtype, mx.floating))
 
 
 def spread(net: nn.Module) -> None:
@@ -50,7 +97,7 @@ def dequantize(net: nn.Module, dtype: mx.Dtype | None = None) -> None:
 
 def dense_dtype(layer: nn.Module) -> mx.Dtype:
     """The precision that a quantized layer computes in: that of its scales, bfloat16 where these are no floats."""
-    return layer.scales.dtype if mx.issubdtype(layer.scales.dtype, mx.floating) else mx.bfloat16
+    return layer.scales.dtype if _is_float(layer.scales) else mx.bfloat16
 
 
 def dense(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:

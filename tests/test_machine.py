@@ -34,6 +34,17 @@ def test_a_cpu_computes_in_float32_if_it_fits(memory_bytes: int, float32_bytes: 
     assert policy == ComputePolicy(float32=fits, expand=fits, spread=spread, compile=False, pad_multiple=1)
 
 
+def test_the_thrifty_have_matrices_made_float32_when_used_on_a_cpu_only() -> None:
+    facts = {"memory_bytes": 16 * GB, "float32_bytes": 2 * GB, "blas": machine.REFERENCE_BLAS}
+    assert machine.compute_policy(device="cpu", thrifty=True, **facts) == ComputePolicy(
+        float32=False, expand=False, spread=False, compile=False, pad_multiple=1, unfold=True
+    )
+    for device in ("metal", "cuda"):
+        assert machine.compute_policy(device=device, thrifty=True, **facts) == machine.compute_policy(
+            device=device, **facts
+        )
+
+
 @pytest.mark.parametrize("device", ["metal", "cuda"])
 @pytest.mark.parametrize("memory_bytes", [8 * GB, 512 * GB])
 def test_a_gpu_keeps_the_stored_precision(device: str, memory_bytes: int) -> None:

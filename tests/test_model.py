@@ -17,6 +17,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxtune import machine, model, precision
 from mlxtune.errors import ModelError, TrustError
+from tests import zoo
 from tests.spoil import add_token, set_json, set_tensor, with_code
 
 # isort: split
@@ -214,6 +215,36 @@ def test_a_quantized_model_is_expanded_to_the_same_function(tiny: Path) -> None:
         assert {each.dtype for _, each in tree_flatten(net.parameters())} == {mx.float32}
         assert not any(isinstance(each, precision.QUANTIZED) for each in net.modules())
         np.testing.assert_allclose(logits(net), packed, atol=2e-4)
+
+
+UNFOLDED = machine.ComputePolicy(float32=False, expand=False, spread=False, compile=False, pad_multiple=1, unfold=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "deepseek_v3", "qwen3_next", "phi"])
+@pytest.mark.parametrize("packing", [None, (4, 32, "affine"), (8, 32, "mxfp8")])
+def test_unfolded_matrices_stay_as_stored_and_compute_in_float32(
+    name: str, packing: tuple[int, int, str] | None
+) -> None:
+    net, wide = zoo.build(name), zoo.build(name)
+    for each in (net, wide):
+        each.set_dtype(mx.bfloat16)
+        if packing is not None:
+            nn.quantize(each, packing[1], packing[0], mode=packing[2], class_predicate=_divides)
+    wide.set_dtype(mx.float32)
+    precision.dequantize(wide, mx.float32)
+    stored = {name: each.nbytes for name, each in tree_flatten(net.parameters()) if each.ndim > 1}
+    precision.for_compute(net, UNFOLDED)
+    tokens = mx.array([[1, 2, 3, 4, 5, 6, 7]])
+    found, expected = net(tokens), wide(tokens)
+    assert found.dtype == mx.float32
+    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-4 * mx.abs(expected).max().item())
+    after = {name: each.nbytes for name, each in tree_flatten(net.parameters()) if each.ndim > 1}
+    kept = [name for name in stored if after[name] == stored[name]]
+    assert len(kept) >= 0.8 * len(stored)  # but for what is no matrix, such as the filters of a convolution
+
+
+def _divides(_: str, layer: nn.Module) -> bool:
+    return hasattr(layer, "to_quantized") and layer.weight.shape[-1] % 32 == 0
 
 
 def test_spread_matrices_are_the_same_function(tiny: Path) -> None:

@@ -39,7 +39,7 @@ def test_nothing_gives_the_defaults() -> None:
             {"quantize": {"zzzz": 1}},
             "unknown key `quantize.zzzz`; known here: bits, group_size, mode, method",
         ),
-        ({1: 2}, "unknown key `1`; known here: model, revision, seed, data, quantize, lora, train, evaluate, fuse"),
+        ({1: 2}, "unknown key `1`; known here: model, revision, seed, data, quantize, lora, train, evaluate, fuse, compare"),
         # `lora` has a `method` too: the section at hand wins
         ({"quantize": {"method_": "rtn"}}, "unknown key `quantize.method_`; did you mean `quantize.method`?"),
     ],
@@ -191,7 +191,7 @@ def test_a_setting_removes_what_it_excludes_from_the_file() -> None:
         (
             {"": 1},
             "command line: unknown key ``; known here: "
-            "model, revision, seed, data, quantize, lora, train, evaluate, fuse",
+            "model, revision, seed, data, quantize, lora, train, evaluate, fuse, compare",
         ),
         ({"train.iters": 1, "train.epochs": 1}, "train: iters and epochs are both set; keep one of them"),
     ],

@@ -122,6 +122,8 @@ def plain(each: dataclasses.Field[Any], hint: Any) -> st.SearchStrategy[Any]:
             drawn.append(st.floats(least, high, exclude_min=above is not None, allow_nan=False, allow_infinity=False))
         elif kind is str:
             drawn.append(texts)
+        elif kind == list[int]:
+            drawn.append(st.lists(st.sampled_from([2, 3, 4, 8]), max_size=3))
         elif kind == list[str]:
             drawn.append(st.lists(texts, min_size=1, max_size=3))
         else:
@@ -153,6 +155,7 @@ def recipes(draw: st.DrawFn) -> recipe.Recipe:
     if quantize.get("mode", "affine") != "affine":
         del quantize["group_size"], quantize["bits"]
     values["evaluate"]["label"] = draw(st.sampled_from([None, r"^(\w+)", "(a)\n", "'(\")"]))
+    values["evaluate"]["pattern"] = draw(st.sampled_from([None, r"\w+"]))
     train["report_to"] = draw(st.lists(st.sampled_from(["tensorboard", "wandb"])))
     if draw(st.booleans()) or values["lora"].get("method") == "full":
         values["quantize"] = None
@@ -175,6 +178,7 @@ def test_what_is_written_reads_back_the_same_with_defaults(tmp_path: Path) -> No
     assert read(tmp_path, recipe.dump(recipe.Recipe())) == recipe.Recipe()
     assert list(yaml.safe_load(recipe.dump(recipe.Recipe()))) == [
         "model", "revision", "seed", "data", "quantize", "lora", "train", "evaluate", "fuse",
+            "compare",
     ]  # fmt: skip
 
 
