@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from safetensors import SafetensorError, safe_open
 
+from mlxtune import headers
 from mlxtune.borrow import (
     DoRALinear,
     LoRALinear,
@@ -216,18 +216,13 @@ def check(folder: Path) -> dict[str, Any]:
         raise ModelError(
             "has a rank, scale, num_layers, keys or chat_template of the wrong type", where=folder / CONFIG
         )
-    try:
-        with safe_open(str(folder / WEIGHTS), framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"is no whole safetensors file: {error}", where=folder / WEIGHTS) from None
+    headers.read(folder / WEIGHTS, "copy it again, or train again")
     return value
 
 
 def tensor_names(folder: Path) -> list[str]:
     """The names of the tensors in an adapter folder."""
-    with safe_open(str(folder / WEIGHTS), framework="numpy") as opened:
-        return list(opened.keys())
+    return list(headers.read(folder / WEIGHTS))
 
 
 def read_tensors(file: Path) -> dict[str, mx.array]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from safetensors import SafetensorError, safe_open
 
+from mlxtune import headers
 from mlxtune.errors import InputError
 from mlxtune.rundir import discard, read_json, staged, storage_error, sync
 
@@ -126,7 +126,7 @@ def _read(folder: Path) -> Checkpoint | None:
         if not isinstance(read_json(folder / "adapter_config.json"), dict):
             return None
         arrays = {Path(name).stem: _load(folder / name) for name in hashes if name.endswith(TENSORS)}
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, InputError, SafetensorError):
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, InputError):
         return None
     return Checkpoint(step, state, arrays) if all(map(_finite, arrays.values())) else None
 
@@ -141,8 +141,7 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 def _load(file: Path) -> dict[str, mx.array]:
     """The tensors of a file that is well-formed; MLX takes others too, or crashes."""
-    with safe_open(str(file), framework="numpy"):
-        pass
+    headers.read(file)
     tensors = mx.load(str(file))
     assert isinstance(tensors, dict)
     return tensors

@@ -21,7 +21,7 @@ from mlxtune.layers import Layer, chosen, described, packed_tensors
 from mlxtune.quant import calibrate, dwq, gptq, imatrix, own_text, rtn, search
 from mlxtune.quant.packing import WORD, Packed, Packing, dequantized
 from mlxtune.recipe import QuantizeRecipe
-from mlxtune.rundir import refuse_existing, size_of, staged
+from mlxtune.rundir import refuse_existing, size_of, staged, write_json
 from mlxtune.shards import Job, Piece, Tensor
 from mlxtune.sources import Read, Source
 from mlxtune.tokenizer import check_vocabulary, load_tokenizer, vocabulary
@@ -65,13 +65,14 @@ def convert(
     dtype: str | None = None,
     samples: Sequence[Sample] = (),
     packings: Mapping[str, Packing] | None = None,
+    beside: Mapping[str, Any] | None = None,
     on_bytes: OnBytes = lambda done, total: None,
 ) -> Converted:
     """Reads the model in `source`, casts it to `dtype` where one is given, quantizes it, and writes `out`.
 
     `samples` show a method that needs them what goes into each layer; `packings` gives layers a packing of their own.
-    `on_bytes(done, total)` tells how much is written. Raises ModelError for a malformed or already quantized source,
-    OutputError if `out` exists.
+    `beside` are JSON files that the folder gets as well. `on_bytes(done, total)` tells how much is written. Raises
+    ModelError for a malformed or already quantized source, OutputError if `out` exists.
     """
     net, config, weights = _opened(source, out)
     if _is_quantized(net, config) and (quantize is not None or dtype is not None):
@@ -87,7 +88,7 @@ def convert(
     packs = _packs(source, layers, quantize, samples, casts)
     order = sorted(weights, key=lambda name: packs[name].turn if name in packs else 0)
     pieces = (_piece(name, weights.pop(name), casts[name], packs, source) for name in order)
-    return _written(source, out, pieces, _with_dtype(config, dtype), parameters, tuple(layers), on_bytes)
+    return _written(source, out, pieces, _with_dtype(config, dtype), parameters, tuple(layers), on_bytes, beside or {})
 
 
 def dequantize(
@@ -111,7 +112,7 @@ def dequantize(
     names = [name for name in weights if name not in parts]
     del net
     pieces = (_dense_or_plain(name, layers, weights, casts[name], dtype, source) for name in names)
-    return _written(source, out, pieces, _with_dtype(config, dtype), parameters, (), on_bytes)
+    return _written(source, out, pieces, _with_dtype(config, dtype), parameters, (), on_bytes, {})
 
 
 def _opened(source: Path, out: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Source]]:
@@ -346,9 +347,12 @@ def _written(
     parameters: int,
     layers: tuple[Layer, ...],
     on_bytes: OnBytes,
+    beside: Mapping[str, Any],
 ) -> Converted:
     with staged(out) as scratch:
         total = shards.write(scratch, pieces, on_bytes)
+        for name, value in beside.items():
+            write_json(scratch / name, value)
         shards.describe(scratch, config, source)
     return Converted(
         path=out,

@@ -41,7 +41,7 @@ class Malformed(ValueError):
     """What is wrong with a header, in a line."""
 
 
-def read(file: Path) -> dict[str, Tensor]:
+def read(file: Path, hint: str = "download the model again") -> dict[str, Tensor]:
     """The tensors of a safetensors file, in the order of their bytes. Raises ModelError for a malformed file."""
     try:
         length = file.stat().st_size
@@ -51,7 +51,7 @@ def read(file: Path) -> dict[str, Tensor]:
     except (Malformed, OSError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise ModelError(
-            f"is no whole safetensors file: {reason}", where=file, hint="download the model again"
+            f"is no whole safetensors file: {reason}", where=file, hint=hint
         ) from None
 
 

@@ -65,18 +65,22 @@ def command(
     assert mlx_path is not None
     source, samples = convert.prepared(model_name, mlx_path, recipe)
     packings: dict[str, Packing] | None = None
-    found_costs: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     if targets:
         bits = target_bpw if target_bpw is not None else _bits_per_weight(source, target_size or "")
-        packings, found_costs = _allotted(source, recipe, bits, costs, text)
+        packings, beside[COSTS] = _allotted(source, recipe, bits, costs, text)
     with convert.writing("quantize") as on_bytes:
         from mlxtune.convert import convert as write
 
-        done = write(source, mlx_path, quantize=recipe.quantize, samples=samples, packings=packings, on_bytes=on_bytes)
-    if targets:
-        from mlxtune.rundir import write_json
-
-        write_json(mlx_path / COSTS, found_costs)
+        done = write(
+            source,
+            mlx_path,
+            quantize=recipe.quantize,
+            samples=samples,
+            packings=packings,
+            beside=beside,
+            on_bytes=on_bytes,
+        )
     lost = _report(source, mlx_path, text) if report else None
     convert.show(done, as_json, lost)
     if lost is not None and not as_json:
