@@ -1,54 +1,62 @@
-"""Scores a model on every row: loss, perplexity, exact match, accuracy. Knows samples and a model, not data files."""
+"""Has a model read and answer every row, and scores it. Knows samples and a model, not data files.
+
+What is written: the predictions, a row a line, and last the scores, which are there if and only if all is.
+"""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxtune import generate, likelihood
-from mlxtune.data.labels import label_in
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlxtune import choices, generate, predictions, tally
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError
-from mlxtune.metrics.accuracy import accuracy
-from mlxtune.metrics.exact_match import exact_match, is_exact
-from mlxtune.metrics.loss import loss
-from mlxtune.metrics.perplexity import perplexity
+from mlxtune.labelset import LabelSet, label_of
+from mlxtune.metrics.exact_match import is_exact
 from mlxtune.model import LanguageModel
+from mlxtune.predictions import Prediction
 from mlxtune.recipe import EvaluateRecipe
 from mlxtune.report.score import Score
+from mlxtune.rundir import refuse_existing, write_json
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One row: what was asked, expected and answered, and the loss in nats per supervised token of the expected.
-
-    `exact`: the answer is the expected one; `right`: its label is, where labels are compared.
-    """
-
-    where: str
-    prompt: str
-    expected: str | None
-    answer: str | None
-    loss: float
-    tokens: int
-    exact: bool | None
-    right: bool | None
+OnRow = Callable[[str, int, int], None]
+__all__ = ["Evaluation", "Prediction", "check", "evaluate", "write"]
+check = tally.check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The scores over `n` rows, with every prediction."""
+    """The scores over `n` rows, tables of labels (see `tally.tables`), what a row costs, and every prediction.
+
+    `cost`: mean `prompt_tokens` and `answer_tokens` of a row, `seconds_per_row` to answer it (to read it where
+    nothing is answered), `peak_memory_gb` of MLX in 10^9 bytes.
+    """
 
     model: str
     adapter: str | None
     n: int
     seconds: float
     scores: list[Score]
+    tables: dict[str, Any]
+    cost: dict[str, float | None]
     predictions: list[Prediction]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but the predictions, which have a file of their own."""
+        return {
+            "model": self.model,
+            "adapter": self.adapter,
+            "n": self.n,
+            "seconds": self.seconds,
+            "scores": [score.to_dict() for score in self.scores],
+            "tables": self.tables,
+            "cost": self.cost,
+        }
 
 
 def evaluate(
@@ -56,65 +64,175 @@ def evaluate(
     samples: Sequence[Sample],
     settings: EvaluateRecipe,
     *,
+    label_set: LabelSet | None = None,
+    groups: Mapping[str, str] | None = None,
     adapter_path: Path | None = None,
-    on_row: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    on_row: OnRow = lambda phase, done, total: None,
 ) -> Evaluation:
     """Scores `lm` on all `samples`: teacher-forced loss, and greedy answers where the rows have answers.
 
-    Raises DataError if there are no rows.
+    With a `label_set` its labels are scored by their probabilities too, and compared where `settings.label` is not
+    set. `groups` names the group of a row by its place; intervals are then over groups.
+    Raises DataError if there are no rows or an expected answer lacks the label that `settings.label` asks for, and
+    RecipeError for a metric that these rows cannot tell.
     """
+    schema = check(settings)
     if not samples:
         raise DataError("there are no rows to evaluate", hint="give a file with rows")
+    expected = _expected_labels(samples, settings, label_set)
     started = time.monotonic()
-    nats = likelihood.measure(lm.net, samples, settings.batch_size, lambda done: on_row("loss", done, len(samples)))
-    tokens = [sample.trained_count for sample in samples]
-    scores = [loss(nats, tokens), perplexity(nats, tokens)]
-    asked = [sample for sample in samples if sample.answer is not None]
-    answers = generate.answers(
-        lm,
-        [sample.tokens[: sample.prompt_length] for sample in asked],
-        max_tokens=settings.max_tokens,
-        batch_size=settings.batch_size,
-        on_progress=lambda done, total: on_row("answers", done, total),
-    )
-    answered = iter(answers)
-    given = [next(answered) if sample.answer is not None else None for sample in samples]
-    if asked:
-        expected = [sample.answer or "" for sample in asked]
-        scores.append(exact_match(answers, expected))
-        if settings.label is not None:
-            scores.append(accuracy(answers, expected, settings.label))
-    predictions = [
-        _prediction(lm, sample, row_nats, answer, settings.label)
-        for sample, row_nats, answer in zip(samples, nats, given, strict=True)
-    ]
+    mx.reset_peak_memory()
+    read = choices.measure(lm.net, samples, settings.batch_size, lambda done: on_row("loss", done, len(samples)))
+    between = time.monotonic()
+    asked = [row for row, sample in enumerate(samples) if sample.answer is not None]
+    given = _answers(lm, samples, asked if tally.needs_answers(settings) else [], settings, on_row)
+    answering = time.monotonic() - between
+    scored = asked if label_set is not None and tally.needs_labels(settings) else []
+    likeliest = _likeliest(lm, samples, scored, label_set, settings.batch_size, on_row)
+    made = [
+        _prediction(
+            lm, sample, float(read.nats[row]), int(read.right[row]), given.get(row), expected.get(row),
+            likeliest.get(row), settings.label, (groups or {}).get(sample.where),
+        )
+        for row, sample in enumerate(samples)
+    ]  # fmt: skip
+    labels = label_set.labels if label_set is not None else settings.labels
+    scores, tables = tally.tally(tally.Rows(made, settings, labels, schema))
     return Evaluation(
         model=str(lm.path),
         adapter=str(adapter_path) if adapter_path is not None else None,
         n=len(samples),
         seconds=time.monotonic() - started,
         scores=scores,
-        predictions=predictions,
+        tables=tables,
+        cost={
+            "prompt_tokens": _mean([each.prompt_tokens for each in made]),
+            "answer_tokens": _mean([each.answer_tokens for each in made]),
+            "seconds_per_row": answering / len(given) if given else (between - started) / len(samples),
+            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        },
+        predictions=made,
     )
+
+
+def _expected_labels(samples: Sequence[Sample], settings: EvaluateRecipe, label_set: LabelSet | None) -> dict[int, str]:
+    """The label that each answered row expects, where labels are compared."""
+    if settings.label is None and label_set is None and not settings.labels:
+        return {}
+    found: dict[int, str] = {}
+    for row, sample in enumerate(samples):
+        if sample.answer is None:
+            continue
+        label = label_of(sample.answer, settings.label)
+        if label is None:
+            raise DataError(
+                f"the pattern {settings.label!r} finds no label in its answer {sample.answer[:60]!r}",
+                where=sample.where,
+                hint="change evaluate.label or that row",
+            )
+        found[row] = label
+    return found
+
+
+def _answers(
+    lm: LanguageModel, samples: Sequence[Sample], asked: list[int], settings: EvaluateRecipe, on_row: OnRow
+) -> dict[int, generate.Answer]:
+    answers = generate.answers(
+        lm,
+        [samples[row].tokens[: samples[row].prompt_length] for row in asked],
+        max_tokens=settings.max_tokens,
+        batch_size=settings.batch_size,
+        on_progress=lambda done, total: on_row("answers", done, total),
+    )
+    return dict(zip(asked, answers, strict=True))
+
+
+def _likeliest(
+    lm: LanguageModel,
+    samples: Sequence[Sample],
+    asked: list[int],
+    label_set: LabelSet | None,
+    batch_size: int,
+    on_row: OnRow,
+) -> dict[int, tuple[str, float]]:
+    """The likeliest label of each row and its probability among those of the set."""
+    if label_set is None or not asked:
+        return {}
+    nats = choices.nats(
+        lm.net,
+        [samples[row].tokens[: samples[row].prompt_length] for row in asked],
+        [label_set.tokens] * len(asked),
+        batch_size,
+        lambda done: on_row("labels", done, len(asked)),
+    )
+    found = {}
+    for row, each in zip(asked, nats, strict=True):
+        shares = among(each, label_set.tokens)
+        best = int(shares.argmax())
+        found[row] = label_set.labels[best], float(shares[best])
+    return found
+
+
+def among(nats: npt.NDArray[np.float64], tokens: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+    """Probabilities (C,) of choices among each other, which sum to 1, from their negative log-likelihoods (C,).
+
+    A choice whose `tokens` begin another one's is what is left of its probability when the longer ones are gone:
+    an answer that goes on to `card_arrival` is not the answer `card`.
+    """
+    shares = np.exp(nats.min() - nats)
+    begun = {tuple(choice): place for place, choice in enumerate(tokens)}
+    for place in sorted(range(len(tokens)), key=lambda place: -len(tokens[place])):  # the longest first
+        starts = (begun.get(tuple(tokens[place][:length])) for length in range(len(tokens[place]) - 1, 0, -1))
+        shorter = next((start for start in starts if start is not None), None)
+        if shorter is not None:
+            shares[shorter] -= np.exp(nats.min() - nats[place])
+    shares = np.maximum(shares, 0.0)
+    return shares / shares.sum()  # type: ignore[no-any-return]
 
 
 def _prediction(
-    lm: LanguageModel, sample: Sample, row_nats: float, answer: str | None, label: str | None
+    lm: LanguageModel,
+    sample: Sample,
+    nats: float,
+    right: int,
+    answer: generate.Answer | None,
+    expected_label: str | None,
+    likeliest: tuple[str, float] | None,
+    pattern: str | None,
+    group: str | None,
 ) -> Prediction:
-    expected = sample.answer
+    text = answer.text if answer is not None else None
+    label = label_of(text, pattern) if expected_label is not None else None
     return Prediction(
         where=sample.where,
         prompt=lm.tokenizer.decode(sample.tokens[: sample.prompt_length]),
-        expected=expected,
-        answer=answer,
-        loss=row_nats / max(1, sample.trained_count),
+        expected=sample.answer,
+        answer=text,
+        loss=nats / max(1, sample.trained_count),
         tokens=sample.trained_count,
-        exact=is_exact(answer, expected) if answer is not None and expected is not None else None,
-        right=_is_right(answer, expected, label),
+        exact=is_exact(text, sample.answer) if text is not None and sample.answer is not None else None,
+        right=label == expected_label if text is not None and expected_label is not None else None,
+        label=label,
+        label_expected=expected_label,
+        label_scored=likeliest[0] if likeliest is not None else None,
+        label_probability=likeliest[1] if likeliest is not None else None,
+        prompt_tokens=sample.prompt_length if sample.answer is not None else None,
+        answer_tokens=answer.tokens if answer is not None else None,
+        tokens_right=right,
+        group=group,
     )
 
 
-def _is_right(answer: str | None, expected: str | None, label: str | None) -> bool | None:
-    if answer is None or expected is None or label is None:
-        return None
-    return label_in(answer, label) == label_in(expected, label)
+def _mean(values: Sequence[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def write(evaluation: Evaluation, path: Path, lines: Path) -> None:
+    """Writes the predictions to `lines` (JSONL), then the rest to `path` (JSON), which is there only if both are.
+
+    `path` must not exist; `lines` that an interrupted evaluation left are replaced. Raises OutputError, StorageError.
+    """
+    refuse_existing(path, "file")
+    predictions.write(lines, evaluation.predictions)
+    write_json(path, evaluation.to_dict())

@@ -16,9 +16,10 @@ from mlxtune.assembly import Job, OnPhase, Work
 from mlxtune.blend import Part
 from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError, ModelError, RecipeError
+from mlxtune.export import card
 from mlxtune.recipe import FuseRecipe, check_quantization
 from mlxtune.requantize import Change
-from mlxtune.rundir import refuse_existing, size_of, staged, write_json
+from mlxtune.rundir import RunDir, refuse_existing, size_of, staged, write_json
 from mlxtune.survival import Survival, kept_share
 from mlxtune.tokenizer import check_vocabulary, load_tokenizer, write_template
 
@@ -95,6 +96,8 @@ def fuse(
         _refuse_loss(result, settings, out)
         work.clean()
         write_json(scratch / "fuse.json", asdict(result))
+        run = RunDir(parts[0].path.resolve().parent)
+        card.write_fused(scratch, run if run.recipe.is_file() else None)
     return result
 
 

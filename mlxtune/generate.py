@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jinja2
 import mlx.core as mx
 
+from mlxtune import beginnings
 from mlxtune.borrow import (
     BatchGenerator,
     can_trim_prompt_cache,
@@ -240,6 +241,15 @@ def nucleus(logprobs: mx.array, top_p: float) -> mx.array:
     return mx.where(mx.exp(logprobs) >= least, logprobs, -mx.inf)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer: its text, its tokens without the stop token, and whether a stop token ended it."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
 def answers(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -247,10 +257,12 @@ def answers(
     max_tokens: int | Sequence[int],
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers to `prompts`, in their order, `batch_size` at a time; special tokens are left out of the text.
 
     `max_tokens` is for all, or one number each. `on_progress(done, total)` is told of each finished answer.
+    What many prompts begin with is computed once. Logits are the same at any batch size but for rounding, so in
+    float32 an answer can differ only where the two likeliest tokens are equal to some six digits.
     Raises InputError for an empty prompt.
     """
     limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
@@ -258,24 +270,31 @@ def answers(
     if empty is not None:
         raise InputError(f"prompt {empty} is empty", hint="give at least one word")
     lm.net.eval()
-    batched = all(hasattr(layer, "merge") for layer in make_prompt_cache(lm.net))
-    solve = _solve_batched if batched else _solve_singly
-    found: list[list[int]] = [[] for _ in prompts]
+    solve = _solve_batched if beginnings.copies_are_exact(lm.net, 0) else _solve_singly
+    found: list[tuple[list[int], bool]] = [([], False) for _ in prompts]
     # rows of like length together: little padding, and the longest ones, which need the most memory, first
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     solved = solve(lm, [list(prompts[row]) for row in order], [limits[row] for row in order], batch_size)
-    for done, (position, tokens) in enumerate(solved, start=1):
-        found[order[position]] = tokens
+    for done, (position, tokens, finished) in enumerate(solved, start=1):
+        found[order[position]] = tokens, finished
         on_progress(done, len(prompts))
-    return [lm.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found]
+    return [
+        Answer(text=lm.tokenizer.decode(tokens, skip_special_tokens=True), tokens=len(tokens), finished=finished)
+        for tokens, finished in found
+    ]
 
 
-def _solve_batched(
-    lm: LanguageModel, prompts: list[list[int]], limits: list[int], batch_size: int
-) -> Iterator[tuple[int, list[int]]]:
-    """Each prompt's position and answer, as they finish; a finished row's place is taken by the next prompt."""
+Solved = Iterator[tuple[int, list[int], bool]]
+
+
+def _solve_batched(lm: LanguageModel, prompts: list[list[int]], limits: list[int], batch_size: int) -> Solved:
+    """Each prompt's position, answer and whether it ended by itself, as they finish.
+
+    A finished row's place is taken by the next prompt.
+    """
     if not prompts:
         return
+    caches = _begun(lm, prompts)
     batch = BatchGenerator(
         lm.net,
         stop_tokens=[[token] for token in lm.tokenizer.eos_token_ids],
@@ -283,7 +302,9 @@ def _solve_batched(
         prefill_batch_size=batch_size,
     )
     with contextlib.closing(batch):
-        positions = {identity: position for position, identity in enumerate(batch.insert(prompts, limits))}
+        rest = [prompt[length:] for prompt, (length, _) in zip(prompts, caches, strict=True)]
+        inserted = batch.insert(rest, limits, caches=[cache for _, cache in caches])
+        positions = {identity: position for position, identity in enumerate(inserted)}
         found: list[list[int]] = [[] for _ in prompts]
         while responses := batch.next_generated():
             for response in responses:
@@ -291,13 +312,25 @@ def _solve_batched(
                 if response.finish_reason != "stop":
                     found[position].append(response.token)
                 if response.finish_reason is not None:
-                    yield position, found[position]
+                    yield position, found[position], response.finish_reason == "stop"
 
 
-def _solve_singly(
-    lm: LanguageModel, prompts: list[list[int]], limits: list[int], _batch_size: int
-) -> Iterator[tuple[int, list[int]]]:
-    """As `_solve_batched`, for architectures whose cache cannot hold a batch of unequal rows."""
+def _solve_singly(lm: LanguageModel, prompts: list[list[int]], limits: list[int], _batch_size: int) -> Solved:
+    """As `_solve_batched`, for architectures whose caches cannot hold a batch of unequal rows, or do so wrongly."""
     for position, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        pieces = stream(lm, prompt, max_tokens=limit)
-        yield position, [piece.token for piece in pieces if piece.finish_reason != "stop"]
+        pieces = list(stream(lm, prompt, max_tokens=limit))
+        tokens = [piece.token for piece in pieces if piece.finish_reason != "stop"]
+        yield position, tokens, pieces[-1].finish_reason == "stop"
+
+
+def _begun(lm: LanguageModel, prompts: list[list[int]]) -> list[tuple[int, list[Any] | None]]:
+    """For each prompt how many of its tokens are in a cache already, and that cache, which is only copied from."""
+    lengths = beginnings.shared(prompts)
+    if not any(lengths) or not beginnings.copies_are_exact(lm.net, max(lengths)):
+        return [(0, None) for _ in prompts]
+    made: dict[tuple[int, ...], list[Any]] = {}
+    for prompt, length in zip(prompts, lengths, strict=True):
+        start = tuple(prompt[:length])
+        if start and start not in made:
+            made[start] = beginnings.computed(lm.net, start)
+    return [(length, made.get(tuple(prompt[:length]))) for prompt, length in zip(prompts, lengths, strict=True)]

@@ -50,9 +50,7 @@ def read(file: Path, hint: str = "download the model again") -> dict[str, Tensor
             return parse(opened.read(size), length)
     except (Malformed, OSError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
-        raise ModelError(
-            f"is no whole safetensors file: {reason}", where=file, hint=hint
-        ) from None
+        raise ModelError(f"is no whole safetensors file: {reason}", where=file, hint=hint) from None
 
 
 def header_size(first: bytes, length: int) -> int:

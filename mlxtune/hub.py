@@ -25,6 +25,7 @@ NEEDED_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "*.jinja",
+    "README.md", "LICENSE*", "LICENCE*", "COPYING",
 )  # fmt: skip
 UNNEEDED_FILES = ("*/*", "consolidated*.safetensors")  # the second: Mistral's own layout of the same weights
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxtune import hub, machine, model, origin, trackers, workers
+from mlxtune import compare, evaluate, hub, machine, model, origin, trackers, workers
 from mlxtune.data import load
 from mlxtune.errors import InputError
+from mlxtune.export import card
 from mlxtune.optimizer import make_optimizer
 from mlxtune.recipe import Recipe
 from mlxtune.report import build
@@ -39,6 +40,9 @@ def run(
     files = load.files_of(recipe.data)  # a wrong path is found before anything is fetched or made
     trackers.check(recipe.train.report_to)
     make_optimizer(recipe.train)  # a wrong option is found first
+    evaluate.check(recipe.evaluate)
+    if recipe.compare is not None:
+        compare.check(recipe.compare)
     if recipe.train.anchor is not None:
         load.anchor_text(recipe.train.anchor)
     if files.get("all") == Path("-"):
@@ -57,7 +61,17 @@ def run(
         for stage in STAGES:
             if stage in stages:
                 work.do(stage)
-        return build.write(folder) if "report" in stages else build.build(folder)
+        return reported(folder) if "report" in stages else build.build(folder)
+
+
+def reported(folder: RunDir) -> dict[str, Any]:
+    """Writes the report of a run, finished or not, and the cards of its models; returns the report."""
+    report = build.write(folder)
+    if folder.adapter.is_dir():
+        card.write_adapter(folder)
+    if folder.fused.is_dir():
+        card.write_fused(folder.fused, folder)
+    return report
 
 
 def _help(recipe: Recipe, files: dict[str, Path], on_event: OnEvent, stop: Stop, together: Workers) -> dict[str, Any]:

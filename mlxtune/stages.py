@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxtune import adapter, fitting, model, origin, trackers
+from mlxtune import adapter, fitting, labelset, model, origin, trackers
+from mlxtune import evaluate as evaluation
 from mlxtune import recipe as recipes
+from mlxtune.compare import compare
 from mlxtune.convert import convert
 from mlxtune.data import load
 from mlxtune.data.audit import audit
@@ -17,8 +19,8 @@ from mlxtune.data.formats import Text, answer_text
 from mlxtune.data.labels import label_in
 from mlxtune.data.render import Limit, Sample, render
 from mlxtune.errors import DataError, FuseError
-from mlxtune.evaluate import Evaluation, evaluate
 from mlxtune.fuse import fuse
+from mlxtune.labelset import LabelSet
 from mlxtune.memory import Job, Rows
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
@@ -40,9 +42,11 @@ STAGES = (
     "evaluate tuned",
     "fuse",
     "evaluate fused",
+    "compare",
     "report",
 )
 ANCHOR_TOKENS, ANCHOR_PIECES = 512, 64
+SHOWN = ("loss", "exact_match", "accuracy", "rouge_l")  # scores, in a stage's line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +99,11 @@ class Stages:
             "evaluate tuned": (self.folder.evaluation("tuned"), self.evaluate_tuned),
             "fuse": (self.folder.fused, self.fuse),
             "evaluate fused": (self.folder.evaluation("fused"), self.evaluate_fused),
+            "compare": (self.folder.compare, self.compare),
             "report": (None, self.report),
         }[stage]
-        if stage == "quantize" and self.recipe.quantize is None:
-            return self.on_event(Event(kind="skipped", stage=stage, detail="the recipe has no quantize section"))
+        if stage in ("quantize", "compare") and getattr(self.recipe, stage) is None:
+            return self.on_event(Event(kind="skipped", stage=stage, detail=f"the recipe has no {stage} section"))
         if done is not None and done.exists():
             return self.on_event(Event(kind="skipped", stage=stage, detail="done already"))
         self.stage = stage
@@ -136,7 +141,7 @@ class Stages:
             write_text(self.folder.recipe, recipes.dump(self.recipe))
         with staged(self.folder.data) as scratch:
             for name, rows in self.splits.items():
-                load.write_rows(scratch / f"{name}.jsonl", rows)
+                load.write_rows(scratch / f"{name}.jsonl", rows, self.recipe.data.group_by)
             write_json(scratch / "audit.json", self.audited)
         for name, rows in self.splits.items():  # evaluations name the same places if a later command makes them
             places = {
@@ -168,17 +173,20 @@ class Stages:
 
     def render(self, name: str) -> str:
         """Renders one split; returns what of it was left out or cut."""
-        rows = self.splits[name] if self.splits is not None else load.read_split(self.folder.data, name)
+        rows = self.rows(name)
         rendered = render(
             rows,
             inner(self.tokenizer),
             self.tokenizer.eos_token_ids,
             self.recipe.data,
             Limit.of(self.recipe.train.max_seq_length, self.context),
-            lambda done: self.on_event(Event(kind="progress", stage=self.stage, done=done, total=len(rows))),
+            lambda done: self.told("", done, len(rows)),
         )
         self.rendered[name] = rendered.samples
         return rendered.losses
+
+    def rows(self, name: str) -> load.Rows:
+        return self.splits[name] if self.splits is not None else load.read_split(self.folder.data, name)
 
     def samples(self, name: str) -> list[Sample]:
         if name not in self.rendered:
@@ -211,9 +219,7 @@ class Stages:
             self.folder.base,
             quantize=self.recipe.quantize,
             samples=seen,
-            on_bytes=lambda at, total: self.on_event(
-                Event(kind="progress", stage="quantize", detail="MB", done=at // 10**6, total=total // 10**6)
-            ),
+            on_bytes=lambda done, total: self.told("MB", done // 10**6, total // 10**6),
         )
         for name, reason in list(done.left_out.items())[:3]:
             self.on_event(Event(kind="warning", stage="quantize", detail=f"{name} stays as it is: {reason}"))
@@ -256,18 +262,42 @@ class Stages:
     def evaluated(self, name: str, lm: LanguageModel, adapter_path: Path | None) -> str:
         if not self.samples("test"):
             return "no test rows"
-        stage = f"evaluate {name}"
-        done = evaluate(
+        done = evaluation.evaluate(
             lm,
             self.samples("test"),
             self.recipe.evaluate,
+            label_set=self.label_set,
+            groups=self.groups,
             adapter_path=adapter_path,
-            on_row=lambda phase, at, total: self.on_event(
-                Event(kind="progress", stage=stage, detail=phase, done=at, total=total)
-            ),
+            on_row=self.told,
         )
-        write_json(self.folder.evaluation(name), done.to_dict())
+        evaluation.write(done, self.folder.evaluation(name), self.folder.predictions(name))
         return summary(done)
+
+    @cached_property
+    def label_set(self) -> LabelSet | None:
+        """The labels that the answers of the training rows choose from, if they do."""
+        tokenizer = self.tokenizer
+        return labelset.find(
+            self.rows("train"), self.recipe.evaluate, inner(tokenizer), tokenizer.eos_token_ids, self.recipe.data
+        )
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """The group of each test row by its place, where the recipe says which rows belong together."""
+        column = self.recipe.data.group_by
+        found = {row.where: load.group_of(row, column) for row, _ in load.read_split(self.folder.data, "test")}
+        return {where: str(each[column]) for where, each in found.items() if column in each}
+
+    def compare(self) -> str:
+        if not self.samples("test"):
+            return "no test rows"
+        self.base_lm = self.tuned_lm = None
+        done = compare(self.folder, self.recipe, source=self.source, on_progress=self.told)
+        return str(done["verdict"]["sentence"])
+
+    def told(self, what: str, done: int, total: int) -> None:
+        self.on_event(Event(kind="progress", stage=self.stage, detail=what, done=done, total=total))
 
     def train(self) -> str:
         lm = self.load_base()
@@ -338,9 +368,7 @@ class Stages:
                 self.samples("valid"),
                 self.samples("train"),
                 original,
-                on_phase=lambda phase, at, total: self.on_event(
-                    Event(kind="progress", stage="fuse", detail=phase, done=at, total=total)
-                ),
+                on_phase=self.told,
             )
         except FuseError as error:
             # the folder refuses another recipe, but a model that `fuse` puts there is what the next run goes on with
@@ -354,12 +382,11 @@ class Stages:
         return str(self.folder.report("html"))
 
 
-def summary(evaluation: Evaluation) -> str:
-    """The scores in a line."""
+def summary(found: evaluation.Evaluation) -> str:
+    """The main scores in a line."""
     shown = []
-    for score in evaluation.scores:
-        if score.metric == "perplexity":
-            continue
-        value = f"{score.value:.1%}" if score.unit == "share" else f"{score.value:.3f}"
-        shown.append(f"{score.metric.replace('_', ' ')} {value}")
-    return f"{', '.join(shown)} on {evaluation.n} rows"
+    for score in found.scores:
+        if score.metric in SHOWN:
+            value = f"{score.value:.1%}" if score.unit == "share" else f"{score.value:.3f}"
+            shown.append(f"{score.metric.replace('_', ' ')} {value}")
+    return f"{', '.join(shown)} on {found.n} rows"

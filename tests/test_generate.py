@@ -18,6 +18,7 @@ from mlxtune import generate, model
 from mlxtune.errors import InputError, ModelError
 from mlxtune.model import LanguageModel
 from mlxtune.tokenizer import load_tokenizer
+from tests import zoo
 
 HELLO = [{"role": "user", "content": "Where is my card?"}]
 
@@ -361,16 +362,20 @@ def ragged(count: int) -> list[list[int]]:
     return [[1, *map(int, random.integers(3, 500, random.integers(1, 40)))] for _ in range(count)]
 
 
+def streamed(lm: LanguageModel, prompt: list[int], limit: int) -> generate.Answer:
+    """The answer as a stream gives it."""
+    pieces = list(generate.stream(lm, prompt, max_tokens=limit))
+    tokens = [piece.token for piece in pieces if piece.finish_reason != "stop"]
+    text = lm.tokenizer.decode(tokens, skip_special_tokens=True)
+    return generate.Answer(text=text, tokens=len(tokens), finished=pieces[-1].finish_reason == "stop")
+
+
 @pytest.mark.parametrize("which", ["lm", "story"])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_answers_are_those_given_one_at_a_time(which: str, batch_size: int, request: pytest.FixtureRequest) -> None:
     lm = request.getfixturevalue(which)
     prompts, limits = ragged(9), [1 + 5 * (row % 4) for row in range(9)]
-    expected = []
-    for prompt, limit in zip(prompts, limits, strict=True):
-        pieces = generate.stream(lm, prompt, max_tokens=limit)
-        tokens = [piece.token for piece in pieces if piece.finish_reason != "stop"]
-        expected.append(lm.tokenizer.decode(tokens, skip_special_tokens=True))
+    expected = [streamed(lm, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
     heard: list[tuple[int, int]] = []
     found = generate.answers(
         lm,
@@ -385,8 +390,43 @@ def test_answers_are_those_given_one_at_a_time(which: str, batch_size: int, requ
 
 def test_answers_where_a_cache_holds_no_batch(lm: LanguageModel) -> None:
     prompts = ragged(6)
-    singly = dict(generate._solve_singly(lm, prompts, [9] * 6, 32))
-    assert singly == dict(generate._solve_batched(lm, prompts, [9] * 6, 32))
+    singly = sorted(generate._solve_singly(lm, prompts, [9] * 6, 32))
+    assert singly == sorted(generate._solve_batched(lm, prompts, [9] * 6, 32))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "jamba", "llama4", "plamo3"])
+def test_answers_of_other_architectures_are_those_given_one_at_a_time(lm: LanguageModel, name: str) -> None:
+    net = zoo.build(name)  # padding changes rows of gemma2 and jamba; a begun cache those of plamo3
+    other = dataclasses.replace(stopping_at(lm, set()), net=net, config={})
+    random = np.random.default_rng(2)
+    begin = random.integers(3, 300, 20).tolist()
+    prompts = [[*begin, *random.integers(3, 300, count).tolist()] for count in (1, 6, 3, 2)]
+    expected = [streamed(other, prompt, 6) for prompt in prompts]
+    assert generate.answers(other, prompts, max_tokens=6) == expected
+
+
+@pytest.mark.parametrize("which", ["lm", "story"])
+def test_answers_are_the_same_at_any_batch_size_and_with_a_shared_beginning_or_without(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = request.getfixturevalue(which)
+    random = np.random.default_rng(1)
+    begins = [[1, *random.integers(3, 500, count).tolist()] for count in (90, 40)]
+    prompts = [[*begins[row % 3 == 0], *random.integers(3, 500, random.integers(1, 20)).tolist()] for row in range(14)]
+    found = [generate.answers(lm, prompts, max_tokens=24, batch_size=size) for size in (1, 3, 14, 32)]
+    fed: list[int] = []
+    insert = generate.BatchGenerator.insert
+    monkeypatch.setattr(
+        generate.BatchGenerator,
+        "insert",
+        lambda batch, rows, *args, **named: fed.extend(map(len, rows)) or insert(batch, rows, *args, **named),
+    )
+    assert generate.answers(lm, prompts, max_tokens=24, batch_size=4) == found[0]
+    assert max(fed) <= 20  # only what is behind the beginnings
+    monkeypatch.setattr(generate.beginnings, "LEAST_ROWS", 99)
+    found.append(generate.answers(lm, prompts, max_tokens=24, batch_size=7))
+    assert max(fed) > 90
+    assert all(each == found[0] for each in found)
 
 
 def test_answers_stop_at_each_stop_token_and_show_no_special_tokens(lm: LanguageModel) -> None:
@@ -394,9 +434,11 @@ def test_answers_stop_at_each_stop_token_and_show_no_special_tokens(lm: Language
     endless = slow_greedy(stopping_at(lm, set()), prompt, 30)
     at = next(i for i, token in enumerate(endless) if i >= 3 and token not in endless[:i])
     expected = lm.tokenizer.decode(endless[:at], skip_special_tokens=True)
-    assert generate.answers(stopping_at(lm, {2, endless[at]}), [prompt] * 2, max_tokens=30) == [expected] * 2
-    text = generate.answers(stopping_at(lm, {9999}), [prompt], max_tokens=80)[0]
-    assert "<|im" not in text and "<|endoftext|>" not in text
+    answer = generate.Answer(text=expected, tokens=at, finished=True)
+    assert generate.answers(stopping_at(lm, {2, endless[at]}), [prompt] * 2, max_tokens=30) == [answer] * 2
+    (answer,) = generate.answers(stopping_at(lm, {9999}), [prompt], max_tokens=80)
+    assert "<|im" not in answer.text and "<|endoftext|>" not in answer.text
+    assert (answer.tokens, answer.finished) == (80, False)
 
 
 def test_answers_to_nothing(lm: LanguageModel) -> None:

@@ -17,7 +17,7 @@ from mlxtune.errors import MlxtuneError
 
 # command: (module in this package, what it does)
 COMMANDS = {
-    "run": ("run", "Recipe to verified model: audit, split, train, evaluate, fuse, report."),
+    "run": ("run", "Recipe to verified model: audit, split, train, evaluate, fuse, compare, report."),
     "convert": ("convert", "Hugging Face model to an MLX folder, quantized with -q."),
     "quantize": ("quantize", "Quantize a model."),
     "dequantize": ("dequantize", "Give a quantized model dense weights again."),
@@ -25,10 +25,12 @@ COMMANDS = {
     "train": ("train", "Fine-tune a model with LoRA."),
     "evaluate": ("evaluate", "Score a model on every row of a file."),
     "fuse": ("fuse", "Fuse an adapter into its base, and check what was kept."),
+    "compare": ("compare", "Was tuning worth it, against prompts, examples and retrieval?"),
     "generate": ("generate", "Answer one prompt."),
     "chat": ("chat", "Chat with a model in the terminal."),
     "data": ("data", "Check data before training."),
-    "report": ("report", "Rebuild the report of a run folder."),
+    "report": ("report", "Rebuild the report of a run folder, or compare two runs."),
+    "verify": ("verify", "Compute a report's figures again, and name what differs."),
     "doctor": ("doctor", "What this machine has, and what would make it faster."),
 }
 ALIASES = {"lora": "train", "merge": "fuse"}  # the names that mlx-lm's users know

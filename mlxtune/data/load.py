@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mlxtune.data.files import SPLIT_NAMES, Row, first_of, jsonl, read_rows, resolve, split_files
 from mlxtune.data.formats import Example, kept, reader, to_value
@@ -81,9 +82,14 @@ def load_splits(data: DataRecipe, seed: int, label: str | None) -> dict[str, Row
     return {name: found.get(name) or parts.get(name, []) for name in SPLIT_NAMES}
 
 
-def write_rows(path: Path, rows: Rows) -> None:
-    """Writes canonical rows as JSONL: use it inside `rundir.staged`."""
-    path.write_text(jsonl(to_value(example) for _, example in rows), encoding="utf-8")
+def write_rows(path: Path, rows: Rows, group_by: str | None = None) -> None:
+    """Writes canonical rows as JSONL, each with its column `group_by`: use it inside `rundir.staged`."""
+    path.write_text(jsonl({**group_of(row, group_by), **to_value(example)} for row, example in rows), encoding="utf-8")
+
+
+def group_of(row: Row, group_by: str | None) -> dict[str, Any]:
+    """The column of a row that says which rows belong together; empty where it has none."""
+    return {group_by: row.value[group_by]} if group_by is not None and group_by in row.value else {}
 
 
 def read_split(folder: Path, name: str) -> Rows:

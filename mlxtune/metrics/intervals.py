@@ -1,14 +1,22 @@
-"""95 % intervals of shares and of ratios of sums. Knows numbers, not what they measure."""
+"""95 % intervals of shares, of means, and of any figure of rows. Knows numbers, not what they measure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from mlxtune.report.score import Score
 
+Numbers = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+NORMAL = NormalDist()
 Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution
+RESAMPLES = 2000
 DRAWS_AT_ONCE = 1_000_000  # bounds the memory of the bootstrap, whatever the number of rows
+LEAST_ERROR = 0.25  # of a resample's standard error, as a share of that of the rows: see `bootstrap_ratio`
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -30,30 +38,220 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
 
 
-def bootstrap_ratio(
-    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = 2000
-) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of `sum(numerators) / sum(denominators)`, both (N,), over rows.
+def share(metric: str, right: int, n: int, better: Literal["higher", "lower"] = "higher") -> Score:
+    """The Score of `right` out of `n` rows, as a share in [0, 1] with Wilson's interval."""
+    low, high = wilson(right, n)
+    return Score(metric=metric, value=right / n, unit="share", ci_low=low, ci_high=high, n=n, better=better)
 
-    Each resample draws N rows with replacement; the ends are the 2.5 and 97.5 percentiles of the resampled ratios.
-    One row gives an interval without width: it says nothing about other rows.
-    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
-    Raises ValueError for no rows, different lengths or a denominator that is not positive.
+
+def mean_share(
+    metric: str,
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    groups: Sequence[object] | None = None,
+    seed: int = 0,
+    better: Literal["higher", "lower"] = "higher",
+) -> Score:
+    """The Score of the (weighted) mean of `values` (N,), each in [0, 1]; other arguments as for `bootstrap`.
+
+    Unweighted zeros and ones without groups get Wilson's interval, all else the bootstrap's, cut at 0 and 1. Where
+    every value is 0, or every value 1, no resample differs: the other end is then Wilson's for as many rows (groups).
+    A single row or group that is neither says nothing about others: 0 to 1.
+    """
+    x, w, place = _checked(values, weights, groups)
+    if not ((x >= 0) & (x <= 1)).all():
+        raise ValueError("a share outside [0, 1]")
+    count = int(place.max()) + 1
+    value = float((x * w).sum() / w.sum())
+    if weights is None and count == x.size and ((x == 0) | (x == 1)).all():
+        low, high = wilson(round(float(x.sum())), count)
+    elif (x == x[0]).all() and x[0] in (0, 1):
+        low, high = wilson(count * round(x[0]), count)
+    elif count == 1:
+        low, high = 0.0, 1.0
+    else:
+        low, high = bootstrap(values, weights, groups, seed)
+    low, high = max(0.0, min(low, value)), min(1.0, max(high, value))
+    return Score(metric=metric, value=value, unit="share", ci_low=low, ci_high=high, n=x.size, better=better)
+
+
+def bootstrap(
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    groups: Sequence[object] | None = None,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values` (N,), each counted `weights` (N,) times.
+
+    groups (N,): rows of equal groups belong together and are drawn together. Method and errors: `bootstrap_ratio`.
+    """
+    x, w, place = _checked(values, weights, groups)
+    return bootstrap_ratio(np.bincount(place, x * w).tolist(), np.bincount(place, w).tolist(), seed)
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The 95 % interval of `sum(numerators) / sum(denominators)`, both (N,), over rows: `bootstrap_ratios` of one set.
+
+    Raises ValueError for no rows, different lengths, or denominators that are not positive.
     """
     over, under = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if over.ndim != 1 or over.shape != under.shape or not over.size or not (under > 0).all():
         raise ValueError(f"numerators {over.shape} and denominators {under.shape}, which must be positive")
-    generator = np.random.default_rng(seed)
-    chunk = max(1, DRAWS_AT_ONCE // over.size)
-    ratios = []
-    for start in range(0, resamples, chunk):
-        drawn = generator.integers(0, over.size, size=(min(chunk, resamples - start), over.size))  # (resamples, N)
-        ratios.append(over[drawn].sum(axis=1) / under[drawn].sum(axis=1))
-    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    low, high = bootstrap_ratios(over[:, None], under[:, None], seed, resamples)
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_ratios(
+    over: Numbers, under: Numbers, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[Numbers, Numbers]:
+    """The 95 % bootstrap-t intervals of R = Σ over / Σ under, of S sets of N rows at once: (N, S) each -> (S,), (S,).
+
+    Each resample draws N rows with replacement, giving a ratio R* and its standard error s*, as R has s:
+
+        s = √(Σ (over - R · under)²) / Σ under
+        t* = (R* - R) / max(s*, s/4)        interval: R - s · (97.5 and 2.5 percentiles of t*)
+
+    Percentile and BCa intervals miss the mean of skewed values, such as losses, too often; see
+    `scripts/bench_intervals.py`. The least s* keeps the interval finite where a few rows make up all the spread: a
+    resample without them would have an error of nothing. Rows that are all alike, or one row, give an interval
+    without width: they say nothing about other rows.
+    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), section 12.5, with the error of
+    a ratio from W. G. Cochran, "Sampling Techniques" (1977), section 2.11.
+    """
+    n, sets = over.shape
+    ratio = over.sum(axis=0) / under.sum(axis=0)
+    off = over - ratio * under
+    error = np.sqrt((off**2).sum(axis=0)) / under.sum(axis=0)
+    error[error <= 1e-12 * np.abs(ratio)] = 0  # rounding
+    columns = np.stack([off, under, off**2, off * under, under**2], axis=1).reshape(n, 5 * sets)
+    parts = []
+    for drawn in _resamples(n, seed, resamples):
+        sums = (_times_drawn(drawn, n) @ columns).reshape(-1, 5, sets)
+        off_sum, weight, squares, cross, weights_squared = sums.transpose(1, 0, 2)  # (some resamples, S) each
+        moved = off_sum / weight  # R* - R
+        squares = np.maximum(squares - 2 * moved * cross + moved**2 * weights_squared, 0)
+        least = np.where(error > 0, LEAST_ERROR * error, 1)
+        parts.append(moved / np.maximum(np.sqrt(squares) / weight, least))
+    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5], axis=0)
+    return ratio - high * error, ratio - low * error
+
+
+def bootstrap_of(
+    statistic: Callable[[Rows], float],
+    n: int,
+    groups: Sequence[object] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """The 95 % BCa bootstrap interval of any figure of rows: `statistic` of row numbers (M,), which may repeat.
+
+    groups (n,): rows of equal groups are drawn together, so that M can differ from n. With Φ the normal distribution,
+    z₀ = Φ⁻¹(share of resamples below the figure) and acceleration a from leaving out one row (group) at a time, the
+    ends are the percentiles Φ(z₀ + (z₀ ± z) / (1 - a(z₀ ± z))) of the resampled figures.
+    Source: B. Efron, "Better bootstrap confidence intervals", Journal of the American Statistical Association 82
+    (1987), 171-185. Raises ValueError for no rows.
+    """
+    value, found, without = resampled(statistic, n, groups, seed, resamples)
+    if without.size < 2:
+        return value, value
+    low, high = np.percentile(found, [100 * each for each in _bca_ends(value, found, without)])
     return float(low), float(high)
 
 
-def share(metric: str, right: int, n: int) -> Score:
-    """The Score of `right` out of `n` rows, as a share in [0, 1] with Wilson's interval."""
-    low, high = wilson(right, n)
-    return Score(metric=metric, value=right / n, unit="share", ci_low=low, ci_high=high, n=n, better="higher")
+def resampled(
+    statistic: Callable[[Rows], float],
+    n: int,
+    groups: Sequence[object] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, Numbers, Numbers]:
+    """The figure, that of each resample (B,), and that without each row or group (N,); arguments as `bootstrap_of`.
+
+    Of a single row or group there is nothing to resample: both arrays hold the figure.
+    """
+    if n < 1 or (groups is not None and len(groups) != n):
+        raise ValueError(f"{n} rows and {n if groups is None else len(groups)} groups")
+    members = [np.array([row]) for row in range(n)] if groups is None else _members(groups)
+    count = len(members)
+
+    def of(drawn: Rows) -> float:
+        return statistic(drawn if groups is None else np.concatenate([members[each] for each in drawn]))
+
+    everything = np.arange(count)
+    value = of(everything)
+    if count == 1:
+        return value, np.array([value]), np.array([value])
+    found = np.array([of(each) for part in _resamples(count, seed, resamples) for each in part])
+    return value, found, np.array([of(np.delete(everything, each)) for each in range(count)])
+
+
+def _bca_ends(value: float, found: Numbers, without: Numbers) -> tuple[float, float]:
+    """Which shares of the resampled figures (B,) are the ends; `without` (N,): the figures that lack one row."""
+    below = float((found < value).mean() + (found == value).mean() / 2)
+    bias = NORMAL.inv_cdf(min(max(below, 1 / len(found)), 1 - 1 / len(found)))
+    apart = without.mean() - without
+    spread = float((apart**2).sum()) ** 1.5
+    acceleration = float((apart**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    low, high = (bias + (bias + z) / max(1 - acceleration * (bias + z), 1e-9) for z in (-Z, Z))
+    return NORMAL.cdf(low), NORMAL.cdf(high)
+
+
+def _checked(
+    values: Sequence[float], weights: Sequence[float] | None, groups: Sequence[object] | None
+) -> tuple[Numbers, Numbers, Rows]:
+    """Values, weights and group numbers, each (N,)."""
+    x = np.asarray(values, dtype=np.float64)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    if x.ndim != 1 or x.shape != w.shape or not x.size or not (w > 0).all():
+        raise ValueError(f"values {x.shape} and weights {w.shape}, which must be positive")
+    if groups is not None and len(groups) != x.size:
+        raise ValueError(f"values {x.shape} and {len(groups)} groups")
+    return x, w, np.arange(x.size) if groups is None else group_numbers(groups)
+
+
+def group_numbers(groups: Sequence[object]) -> Rows:
+    """The number (N,) of each row's group, counted as they come first."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(each, len(numbers)) for each in groups], dtype=np.int64)
+
+
+def _members(groups: Sequence[object]) -> list[Rows]:
+    """The row numbers of each group."""
+    place = group_numbers(groups)
+    return [np.flatnonzero(place == number) for number in range(int(place.max()) + 1)]
+
+
+def _resamples(n: int, seed: int, resamples: int) -> Iterator[Rows]:
+    """Row numbers drawn with replacement, (some of the resamples, n) at a time."""
+    generator = np.random.default_rng(seed)
+    chunk = max(1, DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, chunk):
+        yield generator.integers(0, n, size=(min(chunk, resamples - start), n))
+
+
+def _times_drawn(drawn: Rows, n: int) -> Numbers:
+    """How many times each resample draws each of n rows: (B, n) row numbers -> (B, n)."""
+    flat = drawn + n * np.arange(len(drawn))[:, None]
+    return np.bincount(flat.ravel(), minlength=n * len(drawn)).reshape(len(drawn), n).astype(np.float64)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The narrowest pair of k-th smallest and k-th largest values that holds the median in at least 95 % of samples.
+
+    P(X < k) of N coin flips at each side; the whole range where N is too small for that (below 6).
+    Source: W. J. Conover, "Practical Nonparametric Statistics" (1999), section 3.2. Raises ValueError for no values.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    if not n:
+        raise ValueError("no values")
+    ways = tail = 1  # n over k, and the sum of those up to k
+    k = 0
+    while 40 * tail <= 2**n:  # a tail of 2.5 %
+        k += 1
+        ways = ways * (n - k + 1) // k
+        tail += ways
+    k = max(1, k)
+    return ordered[k - 1], ordered[n - k]

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 from mlxtune.errors import DataError, ModelError
-from mlxtune.metrics.intervals import bootstrap_ratio
+from mlxtune.metrics.intervals import bootstrap
 from mlxtune.report.score import Score
 
 
-def loss(row_nats: Sequence[float], row_tokens: Sequence[int]) -> Score:
-    """Nats per supervised token: `sum(row_nats) / sum(row_tokens)`, with a bootstrap interval over rows.
+def loss(row_nats: Sequence[float], row_tokens: Sequence[int], groups: Sequence[object] | None = None) -> Score:
+    """Nats per supervised token: `sum(row_nats) / sum(row_tokens)`, with a bootstrap interval over rows (groups).
 
     row_nats: summed negative log-likelihood of each row's supervised tokens, (N,); row_tokens: their number, (N,).
     Raises DataError for no rows or a row without supervised tokens, ModelError for a row whose nats are not finite.
@@ -24,12 +24,14 @@ def loss(row_nats: Sequence[float], row_tokens: Sequence[int]) -> Score:
                 f"the loss of row {number} of the scored rows is {nats}",
                 hint="the weights or their precision are broken",
             )
-    low, high = bootstrap_ratio(row_nats, row_tokens)
+    low, high = bootstrap(
+        [nats / tokens for nats, tokens in zip(row_nats, row_tokens, strict=True)], row_tokens, groups
+    )
     return Score(
         metric="loss",
         value=float(sum(row_nats) / sum(row_tokens)),
         unit="nats per token",
-        ci_low=low,
+        ci_low=max(0.0, low),
         ci_high=high,
         n=len(row_nats),
         better="lower",

@@ -11,13 +11,13 @@ from mlxtune.report.score import Score
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
-def perplexity(row_nats: Sequence[float], row_tokens: Sequence[int]) -> Score:
+def perplexity(row_nats: Sequence[float], row_tokens: Sequence[int], groups: Sequence[object] | None = None) -> Score:
     """`exp(loss)` and its interval; arguments and errors as for `loss`.
 
-    The exponential is monotone, so the ends of the loss's percentile interval carry over. A loss whose exponential
+    The exponential is monotone, so the ends of the loss's interval carry over. A loss whose exponential
     no float can hold (above some 709 nats per token) gives the largest float, which JSON can write.
     """
-    nats = loss(row_nats, row_tokens)
+    nats = loss(row_nats, row_tokens, groups)
     return replace(
         nats,
         metric="perplexity",

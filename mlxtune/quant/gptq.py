@@ -11,8 +11,6 @@ others stay, then scale and bias of the group, all by e·H·eᵀ.
 from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 from mlxtune.quant import search
 from mlxtune.quant.calibrate import Inputs
@@ -21,7 +19,6 @@ from mlxtune.quant.packing import Packed, Packing, words_down
 DAMPING = 0.05  # of H's mean diagonal, added to it
 SWEEPS = 2
 SINGULAR = 1e-6  # share of a determinant's terms below which all codes of a group are as good as the same
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +37,12 @@ def pack(weight: mx.array, packing: Packing, inputs: Inputs) -> Packed:
     rows = weight.reshape(-1, weight.shape[-1])
     turned = mx.contiguous(rows.astype(mx.float32).T)
     hessian = damped(inputs.hessian)
-    found = _rounded(turned, packing, mx.array(upper(hessian).astype(np.float32)), rows.dtype)
-    single = mx.array(hessian.astype(np.float32))
+    factor = upper(hessian)
+    mx.eval(hessian, factor)
+    found = _rounded(turned, packing, factor, rows.dtype)
+    del factor
     for _ in range(SWEEPS):
-        found = _swept(turned, packing, single, found, rows.dtype)
+        found = _swept(turned, packing, hessian, found, rows.dtype)
     lead = weight.shape[:-1]
     return Packed(
         words_down(found.codes, packing.bits).T.reshape(*lead, -1),
@@ -128,14 +127,13 @@ def _together(made: list[tuple[mx.array, mx.array, mx.array]]) -> _Groups:
     )
 
 
-def damped(hessian: mx.array, damping: float = DAMPING) -> Matrix:
-    """H with `damping` times its mean diagonal added to the diagonal, (I, I) float64; never singular."""
-    matrix = np.array(hessian, dtype=np.float64)
-    mean = float(np.diag(matrix).mean())
-    matrix[np.diag_indices_from(matrix)] += damping * mean if mean > 0 else 1.0
-    return matrix
+def damped(hessian: mx.array, damping: float = DAMPING) -> mx.array:
+    """H with `damping` times its mean diagonal added to the diagonal, (I, I) float32; never singular."""
+    mean = mx.diag(hessian).mean()
+    return hessian + mx.where(mean > 0, damping * mean, 1.0) * mx.eye(len(hessian))
 
 
-def upper(hessian: Matrix) -> Matrix:
+def upper(hessian: mx.array) -> mx.array:
     """U (I, I), upper triangular, of H⁻¹ = Uᵀ·U: with H reversed both ways = L·Lᵀ, U is L⁻¹ reversed."""
-    return np.triu(np.linalg.inv(np.linalg.cholesky(hessian[::-1, ::-1]))[::-1, ::-1])
+    lower = mx.linalg.cholesky(mx.contiguous(hessian[::-1, ::-1]), stream=mx.cpu)
+    return mx.contiguous(mx.linalg.tri_inv(lower, stream=mx.cpu)[::-1, ::-1])

@@ -1,33 +1,19 @@
-"""The files of a run folder -> one report. Knows file names and shapes, not how they were made; never measures."""
+"""The files of a run folder -> one report. Knows what the files mean, not how they were made; never measures."""
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxtune.errors import InputError
-from mlxtune.report import chart, html, markdown
-from mlxtune.report.score import Score
-from mlxtune.report.verdict import verdict
+from mlxtune.report import chart, html, markdown, reading
+from mlxtune.report.verdict import BETTER, UNCLEAR, verdict
 from mlxtune.report.words import COLUMNS, scores, shorten, visible
-from mlxtune.rundir import RunDir, read_json, write_json, write_text
+from mlxtune.rundir import RunDir, write_json, write_text
 
 SHOWN, SHOWN_WRONG = 8, 3  # sample rows, and how many of them are wrong ones where there are enough
-CURVE_POINTS = 500
-TRAINING_FIELDS = (
-    *("steps", "best_step", "best_valid_loss", "first_valid_loss", "seconds", "trained_tokens", "rows", "epochs"),
-    *("tokens_per_second", "peak_memory_gb", "trainable_parameters", "parameters"),
-)
-FINDING_FIELDS = ("kind", "severity", "count", "detail", "advice")
-EVALUATION_FIELDS = ("model", "adapter", "n", "scores", "predictions")
-PREDICTION_FIELDS = ("where", "prompt", "expected", "answer", "exact")
-FUSE_FIELDS = ("kept", "base_loss", "adapter_loss", "fused_loss", "rows", "bits", "layers")
-ORIGIN_FIELDS: dict[str, tuple[str, ...]] = {
-    "model": ("name", "path", "bytes"),
-    "data": ("path", "sha256"),
-    "machine": ("system", "device", "device_name", "cores", "memory_bytes"),
-    "versions": (),
-}
+SHOWN_FLIPS, SHOWN_NEAR = 12, 20
+OUTCOMES = {"tune": BETTER, "prompt": "enough", "retrieve": "enough", "cannot_tell": UNCLEAR}
 
 
 def build(run: RunDir) -> dict[str, Any]:
@@ -35,20 +21,23 @@ def build(run: RunDir) -> dict[str, Any]:
 
     Raises InputError for a folder that holds no run, and for a file whose content is not what its name says.
     """
-    if not any(each.exists() for each in (run.recipe, run.origin, run.log, run.adapter / "training.json")):
-        raise InputError("holds no run", where=run.root, hint="give a folder that `mlxtune run` wrote")
-    origin = _object(run.origin, tuple(ORIGIN_FIELDS))
-    if origin is not None:
-        for section, names in ORIGIN_FIELDS.items():
-            _check(origin[section], names, run.origin)
-    training = _object(run.adapter / "training.json", TRAINING_FIELDS)
-    fuse = _object(run.fused / "fuse.json", FUSE_FIELDS)
-    evaluations = {column: _evaluation(run.evaluation(column)) for column in COLUMNS}
-    quantized = _weights_bytes(run.base)
+    check(run)
+    origin, training, fuse = reading.origin_of(run), reading.training_of(run), reading.fuse_of(run)
+    evaluations = {column: reading.evaluation_of(run, column) for column in COLUMNS}
+    predictions = {
+        column: reading.predictions_of(run.predictions(column)) if evaluation else []
+        for column, evaluation in evaluations.items()
+    }
+    comparison = _comparison(reading.comparison_of(run))
     report: dict[str, Any] = {
         "outcome": None,
         "verdict": None,
-        **{column: evaluation["scores"] if evaluation else [] for column, evaluation in evaluations.items()},
+        "reasons": [],
+        "change": None,
+        **{column: each["scores"] if each else [] for column, each in evaluations.items()},
+        "comparison": comparison,
+        "tables": {column: each["tables"] for column, each in evaluations.items() if each is not None},
+        "cost": {column: each["cost"] for column, each in evaluations.items() if each is not None},
         "training": training,
         "fuse": fuse,
         "paths": {
@@ -61,37 +50,54 @@ def build(run: RunDir) -> dict[str, Any]:
         },
         "sizes_bytes": {
             "base": origin["model"]["bytes"] if origin else None,
-            "quantized": quantized,
+            "quantized": _weights_bytes(run.base),
             "adapter": _weights_bytes(run.adapter),
             "fused": _weights_bytes(run.fused),
         },
-        "rows": {name: _row_count(run.data / f"{name}.jsonl") for name in ("train", "valid", "test")},
-        "audit": _audit(run.data / "audit.json"),
+        "rows": {name: reading.row_count(run.data / f"{name}.jsonl") for name in ("train", "valid", "test")},
+        "audit": _audit(run),
         "origin": origin,
-        "recipe_text": _text(run.recipe),
-        "curve": _curve(run.log, training),
-        "samples": _samples(evaluations),
-        "missing": _missing(run, evaluations),
+        "recipe_text": reading.text_of(run.recipe),
+        "curve": reading.curve_of(run, training),
+        "samples": _samples(predictions),
+        "files": reading.hashes(run),
     }
+    report["missing"] = _missing(run, report["recipe_text"] or "")
     base, tuned, fused = (scores(report, column) for column in COLUMNS)
-    report["outcome"], report["verdict"] = verdict(base, tuned, fused, fuse, training)
+    report["outcome"], report["change"] = verdict(base, tuned, fused, fuse, training)
+    report["verdict"] = report["change"]
+    if comparison is not None:
+        told = comparison["verdict"]
+        report["outcome"] = OUTCOMES.get(told["decision"], UNCLEAR)
+        report["verdict"], report["reasons"] = told["sentence"], told["reasons"]
     return report
+
+
+def check(run: RunDir) -> None:
+    """Raises InputError for a folder that holds no run."""
+    if not any(each.exists() for each in (run.recipe, run.origin, run.log, run.adapter / "training.json")):
+        raise InputError("holds no run", where=run.root, hint="give a folder that `mlxtune run` wrote")
 
 
 def write(run: RunDir) -> dict[str, Any]:
     """Builds the report and writes `report.json`, `report.md` and `report.html`, each whole. Returns the report."""
     report = build(run)
-    pages = {"md": markdown.render(report), "html": html.render(report)}
+    written = pages(report)
     write_json(run.report("json"), report)
-    for suffix, page in pages.items():
+    for suffix, page in written.items():
         write_text(run.report(suffix), page)
     return report
 
 
+def pages(report: dict[str, Any]) -> dict[str, str]:
+    """The pages of a report by their suffix."""
+    return {"md": markdown.render(report), "html": html.render(report)}
+
+
 def loss_picture(run: RunDir) -> str:
     """The losses in the log of a run, finished or not, as an SVG file; empty before the first one."""
-    training = _object(run.adapter / "training.json", TRAINING_FIELDS)
-    curve = _curve(run.log, training)
+    training = reading.training_of(run)
+    curve = reading.curve_of(run, training)
     measured = [each for each in curve if each["valid_loss"] is not None]
     best = (
         training["best_step"]
@@ -102,44 +108,34 @@ def loss_picture(run: RunDir) -> str:
     return chart.picture(drawing) if drawing else ""
 
 
-def _object(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
-    """The JSON object of a file with these keys at least; None where there is no file."""
-    if not path.exists():
-        return None
-    found = read_json(path)
-    return _check(found, names, path)
-
-
-def _check(found: Any, names: Sequence[str], path: Path) -> dict[str, Any]:
-    lacking = [name for name in names if name not in found] if isinstance(found, dict) else list(names)
-    if lacking:
-        raise InputError(f"lacks `{lacking[0]}`", where=path, hint="it is damaged or from another program; remove it")
-    checked: dict[str, Any] = found
-    return checked
-
-
-def _evaluation(path: Path) -> dict[str, Any] | None:
-    found = _object(path, EVALUATION_FIELDS)
+def _comparison(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A comparison whose texts of models and data are cut and made visible."""
     if found is None:
         return None
-    for prediction in found["predictions"]:
-        _check(prediction, PREDICTION_FIELDS, path)
-    try:
-        checked = [Score(**each).to_dict() for each in found["scores"]]
-    except TypeError:
-        raise InputError("has a score of another shape", where=path, hint="remove it and evaluate again") from None
-    return {**found, "scores": checked}
+    near = found.get("contamination")
+    if near is not None:
+        near = {**near, "near": near["near"][:SHOWN_NEAR]}
+    flips = {name: _flips(found.get(name)) for name in ("flips", "flips_since")}
+    missing: dict[str, Any] = dict.fromkeys(("forgetting", "learning_curve", "judged", "left_out"))
+    return {**missing, **found, **flips, "contamination": near}
 
 
-def _audit(path: Path) -> dict[str, Any] | None:
-    found = _object(path, ("rows", "findings"))
+def _flips(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    examples = [
+        {**each, **{name: _cut(each.get(name)) for name in ("where", "prompt", "expected", "before", "after")}}
+        for each in found["examples"][:SHOWN_FLIPS]
+    ]
+    return {**found, "examples": examples}
+
+
+def _audit(run: RunDir) -> dict[str, Any] | None:
+    found = reading.audit_of(run)
     if found is None:
         return None
     findings: dict[str, int] = {}
-    details = []
-    for each in found["findings"]:
-        checked = _check(each, FINDING_FIELDS, path)
-        details.append({name: checked[name] for name in FINDING_FIELDS})
+    details = [{name: each[name] for name in reading.FINDING} for each in found["findings"]]
     for each in details:
         findings[each["kind"]] = findings.get(each["kind"], 0) + each["count"]
     return {"rows": found["rows"], "findings": findings, "details": details}
@@ -154,63 +150,22 @@ def _weights_bytes(folder: Path) -> int | None:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else None
 
 
-def _text(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    try:
-        return visible(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-
-
-def _row_count(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as lines:
-            return sum(bool(line.strip()) for line in lines)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
-
-
-def _curve(path: Path, training: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Step, training and validation loss of the log's lines, about CURVE_POINTS of them, from before training on."""
-    lines = [line for line in (_text(path) or "").split("\n") if line.strip()]
-    curve = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            # a loss that is not a number leaves a gap: JSON has no word for it
-            found = json.loads(line, parse_constant=lambda name: None)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break  # the run was cut off while it wrote this line
-            raise InputError("not valid JSON", where=f"{path}:{number}", hint="remove the line") from None
-        _check(found, ("step", "train_loss", "valid_loss"), path)
-        curve.append({name: found[name] for name in ("step", "train_loss", "valid_loss")})
-    every = -(-len(curve) // CURVE_POINTS) or 1
-    curve = [each for index, each in enumerate(curve) if index % every == every - 1 or each["valid_loss"] is not None]
-    if training is not None and training["first_valid_loss"] is not None and not (curve and curve[0]["step"] == 0):
-        curve.insert(0, {"step": 0, "train_loss": None, "valid_loss": training["first_valid_loss"]})
-    return curve
-
-
-def _samples(evaluations: dict[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+def _samples(predictions: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
     """A few answered rows of the fused model, else of the tuned one, and how many rows changed sides.
 
     Rows are taken evenly through the file, wrong and right ones apart, so that nobody picks the pretty ones.
     """
-    column = "fused" if evaluations["fused"] else "tuned"
-    evaluation, base = evaluations[column], evaluations["base"]
-    rows = [each for each in (evaluation["predictions"] if evaluation else []) if each["answer"] is not None]
+    column = "fused" if predictions["fused"] else "tuned"
+    rows = [each for each in predictions[column] if each.get("answer") is not None]
     if not rows:
         return None
-    before = {(each["where"], each["prompt"]): each for each in (base["predictions"] if base else [])}
+    before = {(each["where"], each["prompt"]): each for each in predictions["base"]}
     pairs = [(each, before.get((each["where"], each["prompt"]))) for each in rows]
-    wrong = [index for index, each in enumerate(rows) if not _is_right(each)]
-    right = [index for index, each in enumerate(rows) if _is_right(each)]
+    wrong = [index for index, each in enumerate(rows) if not is_right(each)]
+    right = [index for index, each in enumerate(rows) if is_right(each)]
     shown_wrong = min(len(wrong), max(SHOWN_WRONG, SHOWN - len(right)))
     shown = sorted([*_evenly(wrong, shown_wrong), *_evenly(right, SHOWN - shown_wrong)])
-    compared = [(_is_right(now), _is_right(then)) for now, then in pairs if then is not None]
+    compared = [(is_right(now), is_right(then)) for now, then in pairs if then is not None]
     return {
         "column": column,
         "measure": "label" if any(each.get("right") is not None for each in rows) else "exact match",
@@ -222,32 +177,38 @@ def _samples(evaluations: dict[str, dict[str, Any] | None]) -> dict[str, Any] | 
     }
 
 
-def _is_right(prediction: dict[str, Any]) -> bool:
+def is_right(prediction: dict[str, Any]) -> bool:
     """By its label where the evaluation compared labels (`right`), else by the exact text."""
     right = prediction.get("right")
-    return bool(prediction["exact"] if right is None else right)
+    return bool(prediction.get("exact") if right is None else right)
 
 
 def _sample(now: dict[str, Any], then: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "where": visible(now["where"]),
         "prompt": shorten(visible(now["prompt"])),
-        "expected": shorten(visible(now["expected"] or "").strip()),
-        "base": shorten(visible(then["answer"] or "").strip()) if then else None,
-        "answer": shorten(visible(now["answer"]).strip()),
-        "base_right": _is_right(then) if then else None,
-        "right": _is_right(now),
+        "expected": _cut(now.get("expected")) or "",
+        "base": (_cut(then.get("answer")) or "") if then else None,
+        "answer": _cut(now["answer"]),
+        "base_right": is_right(then) if then else None,
+        "right": is_right(now),
     }
 
 
-def _evenly(indices: list[int], count: int) -> list[int]:
+def _cut(text: str | None) -> str | None:
+    return None if text is None else shorten(visible(text).strip())
+
+
+def _evenly(indices: Sequence[int], count: int) -> list[int]:
     """Up to `count` of them, from the first on at equal distances."""
     count = min(count, len(indices))
     return [indices[place * len(indices) // count] for place in range(count)]
 
 
-def _missing(run: RunDir, evaluations: dict[str, dict[str, Any] | None]) -> list[str]:
+def _missing(run: RunDir, recipe: str) -> list[str]:
     """What a finished run would have and this one has not."""
+    names = {"base": "the base model", "tuned": "the tuned model", "fused": "the fused model"}
+    compares = re.search(r"^compare:[ \t]*$", recipe, re.MULTILINE) is not None
     pieces = [
         (run.recipe, "the recipe"),
         (run.origin, "where the model and the data come from"),
@@ -255,11 +216,7 @@ def _missing(run: RunDir, evaluations: dict[str, dict[str, Any] | None]) -> list
         (run.log, "the training log"),
         (run.adapter, "the trained adapter"),
         (run.fused, "the fused model"),
+        *((run.evaluation(column), f"the evaluation of {names[column]}") for column in COLUMNS),
+        *([(run.compare, "the comparison with prompts and retrieval")] if compares else []),
     ]
-    names = {"base": "the base model", "tuned": "the tuned model", "fused": "the fused model"}
-    lacking = [f"{words} ({path.relative_to(run.root)})" for path, words in pieces if not path.exists()]
-    return lacking + [
-        f"the evaluation of {names[column]} ({run.evaluation(column).relative_to(run.root)})"
-        for column in COLUMNS
-        if evaluations[column] is None
-    ]
+    return [f"{words} ({path.relative_to(run.root)})" for path, words in pieces if not path.exists()]

@@ -1,52 +1,24 @@
-"""Loss curves and bars as SVG texts for an HTML page. Knows points and shares, not runs.
+"""Loss curves, bars and what copies lost, as SVG texts for an HTML page. Knows points and shares, not runs."""
 
-Colours are CSS variables (`STYLE` has the classes), so that one drawing serves light, dark and paper.
-"""
-
-import html
 import math
-import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mlxtune.report import drawing
+from mlxtune.report.drawing import INK, STYLE, label, picture
 from mlxtune.report.score import Score
 from mlxtune.report.words import figure, number
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["STYLE", "bars", "divergence_curve", "frame", "loss_curve", "picture", "strengths", "ticks"]
+
 WIDTH, HEIGHT = 380, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 44  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 30, 44  # margins around the plot
+MARGINS = (LEFT, TOP, RIGHT, BOTTOM)
 BEST_WIDTH = 180  # of the words at the best point
-BAR_LEFT, BAR_TOP, BAR_STEP, BAR_HEIGHT = 52, 6, 52, 20
-
-STYLE = """
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
-svg text{fill:var(--muted)}
-svg .strong{fill:var(--text);font-weight:600}
-svg .halo{paint-order:stroke;stroke:var(--card);stroke-width:5px}
-svg .grid{stroke:var(--line);stroke-width:1}
-svg .train{fill:none;stroke:var(--train);stroke-width:1.5}
-svg .valid{fill:none;stroke:var(--accent);stroke-width:2.5}
-svg .dot{fill:var(--accent)}
-svg .train-dot{fill:var(--train)}
-svg .best{fill:none;stroke:var(--text);stroke-width:1.5}
-svg .best-line{stroke:var(--text);stroke-width:1;stroke-dasharray:3 3}
-svg .bar-base{fill:var(--train)}
-svg .bar-tuned,svg .bar-fused{fill:var(--accent)}
-svg .whisker{stroke:var(--text);stroke-width:1.5}
-"""
-
-
-# the colours of a picture that stands alone, where many viewers know no variables; a page brings its own
-_COLOURS = {
-    "card": "#fff", "text": "#1d2126", "muted": "#5d6670", "line": "#dfe1e4", "train": "#9aa3ad", "accent": "#1f6fb2",
-}  # fmt: skip
-
-
-def picture(drawing: str) -> str:
-    """A drawing as an SVG file of its own."""
-    style = re.sub(r"var\(--(\w+)\)", lambda name: _COLOURS[name[1]], STYLE.strip())
-    paper = '<rect width="100%" height="100%" fill="#fff"/>'
-    opened = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return opened.replace(">", f"><style>{style}</style>{paper}", 1) + "\n"
+BAR_STEP, BAR_HEIGHT, BAR_LEFT, BAR_RIGHT = 46, 18, 8, 22
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -58,6 +30,52 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def frame(axes: "Axes", across: Sequence[float], up: Sequence[float], x_name: str, y_name: str, **texts: Any) -> None:
+    """Lines at the ticks `up`, numbers at both, and the axes' names; the axes span just their ticks.
+
+    texts: `x_texts` and `y_texts`, in place of the numbers; an empty one leaves its place bare.
+    """
+    axes.set_xlim(across[0], across[-1])
+    axes.set_ylim(up[0], up[-1])
+    for place, text in zip(up, texts.get("y_texts") or [f"{each:g}" for each in up], strict=True):
+        axes.plot([across[0], across[-1]], [place, place], color=INK["line"], lw=1, clip_on=False, gid="c-grid")
+        note(axes, text, (across[0], place), (-8, -4), ha="right")
+    for place, text in zip(across, texts.get("x_texts") or [f"{each:g}" for each in across], strict=True):
+        note(axes, text, (place, up[0]), (0, -18), ha="center")
+    note(axes, x_name, ((across[0] + across[-1]) / 2, up[0]), (0, -38), ha="center")
+    note(axes, y_name, (across[0], up[-1]), (-40, 16), ha="left")
+
+
+def note(axes: "Axes", text: str, at: tuple[float, float], shift: tuple[float, float], **style: Any) -> None:
+    """A text whose baseline is `shift` pixels right of and above a point of the data."""
+    from matplotlib.transforms import IdentityTransform
+
+    x, y = axes.transData.transform(at)
+    named = {"color": INK["muted"], "ha": "left", "va": "baseline", "clip_on": False, **style}
+    if text:
+        axes.text(x + shift[0], y + shift[1], text, transform=IdentityTransform(), **named)
+
+
+def line(axes: "Axes", points: Sequence[tuple[float, float]], name: str, colour: str, **style: Any) -> None:
+    """Points joined by a line of the class `name`; one alone is a dot."""
+    if len(points) == 1:
+        style["marker"] = style.get("marker") or "o"
+    named = {"color": INK[colour], "ms": 6, "mew": 0, "clip_on": False, "solid_capstyle": "round", **style}
+    if points:
+        axes.plot([x for x, _ in points], [y for _, y in points], gid=f"c-{name}", **named)
+
+
+def legend(axes: "Axes", entries: Sequence[tuple[str, str, float]]) -> None:
+    """Names with the colours and widths of their lines, at the right end above the plot."""
+    from matplotlib.transforms import IdentityTransform
+
+    right, top = axes.transAxes.transform((1, 1))
+    for index, (words, colour, width) in enumerate(reversed(entries)):
+        x, pixels = right - 95 * (index + 1), IdentityTransform()
+        axes.plot([x, x + 20], [top + 20] * 2, color=INK[colour], lw=width, transform=pixels, clip_on=False)
+        axes.text(x + 26, top + 16, words, color=INK["muted"], transform=pixels, clip_on=False)
 
 
 def loss_curve(curve: Sequence[dict[str, Any]], best_step: int | None) -> str:
@@ -73,68 +91,68 @@ def loss_curve(curve: Sequence[dict[str, Any]], best_step: int | None) -> str:
     steps = ticks(0, max(step for step, _ in train + valid) or 1)
     # from zero where that wastes little: a curve that starts elsewhere makes small gains look large
     levels = ticks(0.0 if min(losses) < 0.6 * max(losses) else min(losses), max(losses))
-    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-    def x(step: float) -> float:
-        return LEFT + across * step / steps[-1]
+    def paint(axes: "Axes") -> None:
+        whole = [f"{step:,.0f}" if step == int(step) else "" for step in steps]
+        frame(axes, steps, levels, "updates", "loss, nats per token", x_texts=whole)
+        line(axes, train, "train", "train", lw=1.5)
+        line(axes, valid, "valid", "accent", lw=2.5, marker="o")
+        for step, loss in valid:
+            if step == best_step:
+                _best(axes, step, loss, levels)
+        named = [("training", "train", 1.5, train), ("validation", "accent", 2.5, valid)]
+        legend(axes, [(words, colour, width) for words, colour, width, points in named if points])
 
-    def y(loss: float) -> float:
-        return TOP + down * (levels[-1] - loss) / (levels[-1] - levels[0])
-
-    parts = []
-    for level in levels:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>')
-        parts.append(_text(LEFT - 8, y(level) + 4, f"{level:g}", "end"))
-    for step in steps:
-        if step == int(step):
-            parts.append(_text(x(step), HEIGHT - BOTTOM + 18, f"{step:,.0f}", "middle"))
-    parts.append(_text(LEFT + across / 2, HEIGHT - 6, "updates", "middle"))
-    parts.append(_text(LEFT - 40, 14, "loss, nats per token", "start"))
-    parts.append(_series("train", train, x, y))
-    parts.append(_series("valid", valid, x, y))
-    # a line through one point cannot be seen
-    parts += [f'<circle class="train-dot" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"/>' for s, v in train[: len(train) == 1]]
-    parts += [f'<circle class="dot" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"/>' for s, v in valid]
-    parts += [_best(x(s), y(v), s, v) for s, v in valid if s == best_step]
-    legend = [("train", "training", train), ("valid", "validation", valid)]
-    for index, (name, words, points) in enumerate(legend):
-        if points:
-            left = WIDTH - RIGHT - 190 + 95 * index
-            parts.append(f'<line class="{name}" x1="{left}" x2="{left + 20}" y1="10" y2="10"/>')
-            parts.append(_text(left + 26, 14, words, "start"))
-    return _svg(WIDTH, HEIGHT, "Training and validation loss over the updates", parts)
+    return drawing.draw(WIDTH, HEIGHT, MARGINS, "Training and validation loss over the updates", paint)
 
 
-def bars(columns: Sequence[tuple[str, Score]]) -> str:
-    """One bar for each named share, with its 95 % interval as a whisker; empty without any."""
+def _best(axes: "Axes", step: int, loss: float, levels: Sequence[float]) -> None:
+    axes.plot([step] * 2, [levels[0], levels[-1]], color=INK["text"], lw=1, ls=(0, (3, 3)), gid="c-best-line")
+    line(axes, [(step, loss)], "best", "text", ms=12, mfc="none", mew=1.5)
+    # at the top of the plot, where a falling curve leaves room; beside the line, or on it where neither side has room
+    x = axes.transData.transform((step, loss))[0]
+    side, shift = "center", 0
+    if x + 8 + BEST_WIDTH <= WIDTH - RIGHT:
+        side, shift = "left", 8
+    elif x - 8 - BEST_WIDTH >= LEFT:
+        side, shift = "right", -8
+    words = f"best: {number(loss)} at update {step:,}"
+    note(axes, words, (step, levels[-1]), (shift, -14), ha=side, color=INK["text"], gid="c-strong+halo")
+
+
+def bars(columns: Sequence[tuple[str, Score]], title: str = "Share of right answers with 95 % intervals") -> str:
+    """One bar for each named share, with its 95 % interval as a whisker; empty without any.
+
+    Models that were not tuned (`base`, `prompt`, `few_shot`, `retrieval`) are grey.
+    """
     if not columns:
         return ""
-    height = BAR_TOP + BAR_STEP * len(columns) + 22
-    across = WIDTH - BAR_LEFT - RIGHT
+    height = BAR_STEP * len(columns) + 26
 
-    def x(share: float) -> float:
-        return BAR_LEFT + across * share
-
-    parts = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<line class="grid" x1="{x(share):.1f}" x2="{x(share):.1f}" y1="{BAR_TOP}" y2="{height - 20}"/>')
-        parts.append(_text(x(share), height - 4, f"{share * 100:.0f} %", "end" if share == 1 else "middle"))
-    for index, (name, score) in enumerate(columns):
-        top = BAR_TOP + BAR_STEP * index + 16
-        middle = top + BAR_HEIGHT / 2
-        parts.append(_text(BAR_LEFT - 8, middle + 4, name, "end", "strong"))
-        parts.append(_text(BAR_LEFT + 4, top - 5, figure(score), "start"))
-        parts.append(
-            f'<rect class="bar-{html.escape(name)}" x="{BAR_LEFT}" y="{top}" '
-            f'width="{max(1.0, across * score.value):.1f}" height="{BAR_HEIGHT}" rx="2"/>'
-        )
-        low, high = x(score.ci_low), x(score.ci_high)
-        parts.append(f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>')
-        for end in (low, high):
-            parts.append(
-                f'<line class="whisker" x1="{end:.1f}" x2="{end:.1f}" y1="{middle - 5:.1f}" y2="{middle + 5:.1f}"/>'
+    def paint(axes: "Axes") -> None:
+        axes.set_xlim(0, 1)
+        axes.set_ylim(len(columns) * BAR_STEP, 0)  # pixels, from the top
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            axes.plot([share] * 2, [0, len(columns) * BAR_STEP], color=INK["line"], lw=1, clip_on=False, gid="c-grid")
+            note(
+                axes,
+                f"{share * 100:.0f} %",
+                (share, len(columns) * BAR_STEP),
+                (0, -16),
+                ha="center" if share else "left",
             )
-    return _svg(WIDTH, height, "Share of right answers with 95 % intervals", parts)
+        for index, (name, score) in enumerate(columns):
+            top = BAR_STEP * index + 20
+            middle = top + BAR_HEIGHT / 2
+            grey = name in ("base", "prompt", "few_shot", "retrieval")
+            note(axes, label(name.replace("_", " ")), (0, top), (4, 5), color=INK["text"], gid="c-strong+halo")
+            note(axes, figure(score), (1, top), (-4, 5), ha="right", gid="c-halo")
+            wide = max(score.value, 1 / (WIDTH - BAR_LEFT - BAR_RIGHT))
+            axes.barh(middle, wide, BAR_HEIGHT, color=INK["train" if grey else "accent"], gid="c-bar", clip_on=False)
+            low, high = score.ci_low, score.ci_high
+            line(axes, [(low, middle), (high, middle)], "whisker", "text", lw=1.5, marker="|", ms=10, mew=1.5)
+
+    return drawing.draw(WIDTH, height, (BAR_LEFT, 0, BAR_RIGHT, 26), title, paint)
 
 
 def divergence_curve(points: Sequence[tuple[str, float, float]]) -> str:
@@ -149,56 +167,40 @@ def divergence_curve(points: Sequence[tuple[str, float, float]]) -> str:
     sizes = ticks(0, points[-1][1] / unit)
     logs = [math.log10(divergence) for _, _, divergence in points]
     powers = range(math.floor(min(logs)), max(math.ceil(max(logs)), math.floor(min(logs)) + 1) + 1)
-    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-    def x(size: float) -> float:
-        return LEFT + across * size / unit / sizes[-1]
+    def paint(axes: "Axes") -> None:
+        texts = [f"{10.0**power:g}" for power in powers]
+        frame(axes, sizes, powers, f"size, {name}", "KL divergence from the source, nats per token", y_texts=texts)
+        placed = [(size / unit, log) for (_, size, _), log in zip(points, logs, strict=True)]
+        line(axes, placed, "valid", "accent", lw=2.5, marker="o")
+        for (words, _, _), at in zip(points, placed, strict=True):
+            right = axes.transData.transform(at)[0] > WIDTH - 70
+            side, shift = ("right", -8) if right else ("left", 8)
+            above = -4 if at[1] > powers[-1] - 0.1 else 6
+            note(axes, label(words), at, (shift, above), ha=side, color=INK["text"], gid="c-strong+halo")
 
-    def y(log: float) -> float:
-        return TOP + down * (powers[-1] - log) / (powers[-1] - powers[0])
-
-    parts = []
-    for power in powers:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(power):.1f}" y2="{y(power):.1f}"/>')
-        parts.append(_text(LEFT - 8, y(power) + 4, f"{10.0**power:g}", "end"))
-    for size in sizes:
-        parts.append(_text(x(size * unit), HEIGHT - BOTTOM + 18, f"{size:g}", "middle"))
-    parts.append(_text(LEFT + across / 2, HEIGHT - 6, f"size, {name}", "middle"))
-    parts.append(_text(LEFT - 40, 14, "KL divergence from the source, nats per token", "start"))
-    line = " ".join(f"{x(size):.1f},{y(log):.1f}" for (_, size, _), log in zip(points, logs, strict=True))
-    parts.append(f'<polyline class="valid" points="{line}"/>')
-    for (label, size, _), log in zip(points, logs, strict=True):
-        anchor, shift = ("end", -8) if x(size) > WIDTH - 70 else ("start", 8)
-        parts.append(f'<circle class="dot" cx="{x(size):.1f}" cy="{y(log):.1f}" r="3"/>')
-        parts.append(_text(x(size) + shift, y(log) - 6, label, anchor, "strong halo"))
-    return _svg(WIDTH, HEIGHT, "KL divergence against size", parts)
+    return drawing.draw(WIDTH, HEIGHT, MARGINS, "KL divergence against size", paint)
 
 
-def _svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    body = "".join(part for part in parts if part)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
+def strengths(points: Sequence[tuple[float, float, float | None]], chosen: float | None) -> str:
+    """What an adapter gains and forgets at each strength; empty without any.
 
-
-def _text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
-    named = f' class="{style}"' if style else ""
-    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
-
-
-def _series(name: str, points: list[tuple[int, float]], x: Any, y: Any) -> str:
-    if len(points) < 2:
+    points: (scale, gain, forgotten) in nats per token, `forgotten` None without a text to forget.
+    """
+    if not points:
         return ""
-    return f'<polyline class="{name}" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points)}"/>'
+    gains = [(scale, gain) for scale, gain, _ in points]
+    lost = [(scale, forgotten) for scale, _, forgotten in points if forgotten is not None]
+    values = [value for _, value in gains + lost]
+    levels, scales = ticks(min(0.0, *values), max(0.0, *values)), ticks(0, points[-1][0])
 
+    def paint(axes: "Axes") -> None:
+        frame(axes, scales, levels, "strength of the adapter", "nats per token")
+        line(axes, gains, "gain", "accent", lw=2.5, marker="o")
+        line(axes, lost, "forgotten", "bad", lw=1.5, marker="o", ms=4)
+        for scale, gain in gains:
+            if scale == chosen:
+                line(axes, [(scale, gain)], "best", "text", ms=12, mfc="none", mew=1.5)
+        legend(axes, [("gain", "accent", 2.5), *([("forgotten", "bad", 1.5)] if lost else [])])
 
-def _best(x: float, y: float, step: int, loss: float) -> str:
-    # at the top of the plot, where a falling curve leaves room; beside the line, or on it where neither side has room
-    anchor, shift = "middle", 0
-    if x + 8 + BEST_WIDTH <= WIDTH - RIGHT:
-        anchor, shift = "start", 8
-    elif x - 8 - BEST_WIDTH >= LEFT:
-        anchor, shift = "end", -8
-    words = _text(x + shift, TOP + 14, f"best: {number(loss)} at update {step:,}", anchor, "strong halo")
-    return (
-        f'<line class="best-line" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="6"/>{words}'
-    )
+    return drawing.draw(WIDTH, HEIGHT, MARGINS, "Gain and what is forgotten by strength of the adapter", paint)

@@ -1,44 +1,43 @@
 """A report as one HTML page without outside resources or scripts. Knows the report's value, not files.
 
-Every text of the report passes through `_text`: answers of models may hold markup and control characters.
+Every text of the report is escaped in `markup`: answers of models may hold markup and control characters.
 """
 
-import html
 from typing import Any
 
-from mlxtune.report import chart
+from mlxtune.report import chart, sections
+from mlxtune.report.markup import bullets, facts, note, pair, row, section, table, text
 from mlxtune.report.words import (
-    COLUMNS,
     chat_command,
-    metric_name,
     metrics,
     provenance,
     samples_words,
-    scores,
-    table,
     training_facts,
-    visible,
 )
+from mlxtune.report.words import table as score_table
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f7f7f5;--card:#fff;--text:#1d2126;--muted:#5d6670;--line:#dfe1e4;
---accent:#1f6fb2;--train:#9aa3ad;--good:#1a7f4b;--bad:#b3372f;--unsure:#8a6100;--field:#f1f2f3}
+--accent:#1f6fb2;--train:#9aa3ad;--good:#1a7f4b;--bad:#b3372f;--unsure:#8a6100;--field:#f1f2f3;--new:#cdebd8;--gone:#f7d6d2}
 @media (prefers-color-scheme:dark){:root{--page:#14171a;--card:#1d2125;--text:#e8eaec;--muted:#a0a8b0;--line:#363c42;
---accent:#62a8e5;--train:#7d8791;--good:#56c98a;--bad:#f08a80;--unsure:#e0b354;--field:#262b30}}
+--accent:#62a8e5;--train:#7d8791;--good:#56c98a;--bad:#f08a80;--unsure:#e0b354;--field:#262b30;--new:#1f4a33;--gone:#5a2723}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 3rem}
 header p{margin:0;color:var(--muted);overflow-wrap:anywhere}
+h1,h2,h4,summary,.why{overflow-wrap:anywhere}
 h1{font-size:1.35rem;line-height:1.4;font-weight:600;margin:.6rem 0 1.2rem;padding:1rem 1.1rem;background:var(--card);
 border:1px solid var(--line);border-left:6px solid var(--muted);border-radius:6px}
-h1.better{border-left-color:var(--good)}h1.worse{border-left-color:var(--bad)}h1.unclear{border-left-color:var(--unsure)}
+h1.better{border-left-color:var(--good)}h1.worse{border-left-color:var(--bad)}h1.unclear,h1.enough{
+border-left-color:var(--unsure)}
 h2{font-size:1.1rem;margin:0 0 .7rem}
 section{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:1rem 1.1rem;margin:0 0 1rem}
 section p{margin:.6rem 0 0}.note{color:var(--muted);font-size:.9rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{padding:.45rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 th:first-child,td:first-child{text-align:left;padding-left:0}tr:last-child td{border-bottom:0}
-thead th{color:var(--muted);font-weight:600}td b{font-weight:600;white-space:nowrap}
+thead th{color:var(--muted);font-weight:600}
+table.list thead th{overflow-wrap:normal;white-space:nowrap}td b{font-weight:600;white-space:nowrap}
 td span{display:block;color:var(--muted);font-size:.85rem;white-space:nowrap}
 table.list td,table.list th{text-align:left;overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}
@@ -47,9 +46,15 @@ p+.sample{margin-top:.8rem}.sample{border-top:1px solid var(--line);padding:.8re
 .sample h3{font-size:.85rem;font-weight:600;color:var(--muted);margin:0 0 .4rem;overflow-wrap:anywhere}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
 .prompt{background:var(--field);border-radius:4px;padding:.5rem .7rem;margin-bottom:.5rem;font-size:.93rem}
+.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,14rem),1fr));gap:.5rem 1rem}
+.answers h4{font-size:.85rem;font-weight:400;color:var(--muted);margin:0 0 .2rem}
+ins,del{text-decoration:none;border-radius:3px;padding:0 .1em}ins{background:var(--new)}del{background:var(--gone)}
+tr.tuned td:first-child b{color:var(--accent)}td:first-child b{white-space:normal}
+td:first-child span{white-space:normal}table.wide td:first-child{min-width:12rem}
+h1+.why{margin:-.4rem 0 1.2rem;padding:0 1.1rem;color:var(--muted)}.why li{margin:.15rem 0}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.25rem 1rem;margin:0}
 dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
-.right,.wrong{font-size:.8rem;font-weight:600;white-space:nowrap;display:inline-block;min-width:4.4rem}
+.right,.wrong{font-size:.8rem;font-weight:600;white-space:nowrap;margin-left:.3rem}
 .right{color:var(--good)}.wrong{color:var(--bad)}
 pre{margin:.6rem 0 0;padding:.7rem .8rem;background:var(--field);border-radius:4px;overflow-x:auto;
 font:13px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
@@ -57,9 +62,12 @@ font:13px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
 ul{margin:0;padding-left:1.2rem}
 footer{color:var(--muted);font-size:.85rem}
 @media (max-width:34rem){h1{font-size:1.15rem}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.5rem}
-table{font-size:.92rem}th,td{padding:.4rem .2rem .4rem 0}td b,td span{white-space:normal}td span{font-size:.78rem}}
+table{font-size:.92rem}th,td{padding:.4rem .2rem .4rem 0}td b,td span{white-space:normal}
+table.wide td b,table.wide td span{white-space:nowrap}
+table.wide th,table.wide td{padding-right:.8rem}td span{font-size:.78rem}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--text:#000;--muted:#444;--line:#bbb;--accent:#1f6fb2;
---train:#888;--good:#155f39;--bad:#8f2a24;--unsure:#6b4b00;--field:#f3f3f3}main{max-width:none;padding:0}
+--train:#888;--good:#155f39;--bad:#8f2a24;--unsure:#6b4b00;--field:#f3f3f3;--new:#cdebd8;--gone:#f7d6d2}ins{text-decoration:underline}
+del{text-decoration:line-through}main{max-width:none;padding:0}
 section,.sample{break-inside:avoid}section.long{break-inside:auto}pre{white-space:pre-wrap}
 details::details-content{content-visibility:visible;block-size:auto}}
 """
@@ -69,120 +77,78 @@ def render(report: dict[str, Any]) -> str:
     """The page, ending with a line end."""
     origin = report["origin"]
     model = origin["model"]["name"] if origin else "a model"
-    sections = [
-        _missing(report["missing"]),
+    parts = [
+        section("What is missing", bullets(report["missing"])),
+        sections.comparison(report),
         _scores(report),
-        _charts(report),
+        sections.charts(report),
+        sections.classes(report),
+        sections.flips(report),
         _samples(report["samples"]),
         _use(report),
         _data(report),
-        _section("Training", _facts(training_facts(report)) if report["training"] else ""),
+        section("Training", facts(training_facts(report)) if report["training"] else ""),
+        sections.fusing(report),
         _provenance(report),
     ]
-    version = f" {_text(origin['versions']['mlxtune'])}" if origin and "mlxtune" in origin["versions"] else ""
+    version = f" {text(origin['versions']['mlxtune'])}" if origin and "mlxtune" in origin["versions"] else ""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    why = f'<div class="why">{bullets(report["reasons"])}</div>\n' if report["reasons"] else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Tuning report: {_text(model)}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>Tuning report: {text(model)}</title>
 <style>{STYLE}{chart.STYLE}</style>
 </head>
 <body>
 <main>
-<header><p>Tuning report · {_text(model)} · {_text(report["paths"]["run"])}</p></header>
-<h1 class="{_text(report["outcome"])}">{_text(report["verdict"]).replace(" %", "&nbsp;%")}</h1>
-{"".join(sections)}
-<footer>Written by mlxtune{version} from the files of the run; <code>mlxtune report</code> writes it again.</footer>
+<header><p>Tuning report · {text(model)} · {text(report["paths"]["run"])}</p></header>
+<h1 class="{text(report["outcome"])}">{text(report["verdict"]).replace(" %", "&nbsp;%")}</h1>
+{why}{"".join(parts)}
+<footer>Written by mlxtune{version} from the files of the run; <code>mlxtune report</code> writes it again,
+<code>mlxtune verify</code> computes its figures again.</footer>
 </main>
 </body>
 </html>
 """
 
 
-def _text(text: str) -> str:
-    return html.escape(visible(text))
-
-
-def _section(title: str, body: str, style: str = "") -> str:
-    named = f' class="{style}"' if style else ""
-    return f"<section{named}>\n<h2>{title}</h2>\n{body}\n</section>\n" if body else ""
-
-
-def _facts(facts: list[tuple[str, str]]) -> str:
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(words)}</dd>\n" for name, words in facts)
-    return f'<dl class="facts">\n{rows}</dl>' if facts else ""
-
-
-def _missing(missing: list[str]) -> str:
-    body = "".join(f"<li>{_text(each)}</li>" for each in missing)
-    return _section("What is missing", f"<ul>{body}</ul>" if body else "")
-
-
 def _scores(report: dict[str, Any]) -> str:
-    rows = []
-    for name, *cells in table(report, metrics(report)):
-        rows.append(f"<tr><td>{_text(name)}</td>{''.join(_cell(cell) for cell in cells)}</tr>")
-    body = (
-        '<div class="scroll"><table>\n<thead><tr><th></th><th>base</th><th>tuned</th><th>fused</th></tr></thead>\n'
-        f"<tbody>\n{chr(10).join(rows)}\n</tbody></table></div>\n"
-        '<p class="note">Below each figure: its 95 % interval over the held-out rows. Loss in nats per token, lower is '
-        "better, as is perplexity. Tuned is the base with its adapter; fused is one model that needs no adapter.</p>"
+    rows = [row(cells) for cells in score_table(report, metrics(report))]
+    told = (
+        "Below each figure: its 95 % interval over the held-out rows. Loss in nats per token, lower is better, as is "
+        "perplexity. Tuned is the base with its adapter; fused is one model that needs no adapter."
     )
-    return _section("Before and after", body)
-
-
-def _cell(cell: str) -> str:
-    figure, _, interval = cell.partition(" (")
-    below = f"<span>{_text(interval.rstrip(')')).replace('-', '-<wbr>')}</span>" if interval else ""
-    return f"<td><b>{_text(figure)}</b>{below}</td>"
-
-
-def _charts(report: dict[str, Any]) -> str:
-    best = report["training"]["best_step"] if report["training"] else None
-    by_column = {column: scores(report, column) for column in COLUMNS}
-    metric = next((m for m in ("accuracy", "exact_match") if any(m in found for found in by_column.values())), None)
-    shares = [(column, found[metric]) for column, found in by_column.items() if metric in found]
-    drawn = _section("Loss while training", chart.loss_curve(report["curve"], best))
-    if metric is not None:
-        drawn += _section(metric_name(metric).capitalize(), chart.bars(shares))
-    return f'<div class="charts">\n{drawn}</div>\n' if drawn else ""
+    change = (
+        f"<p>{text(report['change']).replace(' %', '&nbsp;%')}</p>" if report["change"] != report["verdict"] else ""
+    )
+    return section("Before and after", table(["", "base", "tuned", "fused"], rows) + change + note(told))
 
 
 def _samples(samples: dict[str, Any] | None) -> str:
     if samples is None:
         return ""
     body = "".join(_sample(each, samples["column"]) for each in samples["shown"])
-    return _section("What it answers now", f"<p>{_text(samples_words(samples))}</p>\n{body}", "long")
+    return section("What it answers now", f"<p>{text(samples_words(samples))}</p>\n{body}", "long")
 
 
-def _sample(sample: dict[str, Any], column: str) -> str:
-    rows = [("expected", _words(sample["expected"]))]
-    if sample["base"] is not None:
-        rows.append(("base", _mark(sample["base_right"]) + _words(sample["base"])))
-    rows.append((column, _mark(sample["right"]) + _words(sample["answer"])))
-    answers = "".join(f'<dt>{name}</dt><dd class="text">{words}</dd>' for name, words in rows)
-    return (
-        f'<div class="sample"><h3>{_text(sample["where"])}</h3>'
-        f'<div class="text prompt">{_words(sample["prompt"])}</div><dl>{answers}</dl></div>\n'
-    )
-
-
-def _words(text: str) -> str:
-    return _text(text.strip("\n")) if text.strip() else "<i>(empty)</i>"
-
-
-def _mark(right: bool) -> str:
-    return '<span class="right">✓ right</span>' if right else '<span class="wrong">✗ wrong</span>'
+def _sample(each: dict[str, Any], column: str) -> str:
+    before, after = pair(each["base"] or "", each["answer"])
+    answers = [("base", each["base_right"], before)] if each["base"] is not None else []
+    if not answers:
+        _, after = pair(each["answer"], each["answer"])
+    return sections.sample(each["where"], each["prompt"], each["expected"], [*answers, (column, each["right"], after)])
 
 
 def _use(report: dict[str, Any]) -> str:
     command = chat_command(report)
     if command is None:
         return ""
-    words = "The folder also loads in plain mlx-lm." if report["paths"]["fused"] else "The adapter has not been fused."
-    return _section("How to use it", f'<pre>{_text(command)}</pre>\n<p class="note">{words}</p>')
+    told = "The folder also loads in plain mlx-lm." if report["paths"]["fused"] else "The adapter has not been fused."
+    return section("How to use it", f"<pre>{text(command)}</pre>\n{note(told)}")
 
 
 def _data(report: dict[str, Any]) -> str:
@@ -190,20 +156,25 @@ def _data(report: dict[str, Any]) -> str:
     counts = [f"{count:,} {name}" for name, count in report["rows"].items() if count is not None]
     body = f"<p>Rows: {', '.join(counts)}.</p>\n" if counts else ""
     if audit is not None and audit["details"]:
-        rows = "".join(
-            f"<tr><td>{_text(each['kind'].replace('_', ' '))}</td><td>{each['count']:,}</td>"
-            f"<td>{_text(each['detail'])} <span class='note'>{_text(each['advice'])}</span></td></tr>\n"
+        rows = [
+            f"<tr><td>{text(each['kind'].replace('_', ' '))}</td><td>{each['count']:,}</td>"
+            f'<td>{text(each["detail"])} <span class="note">{text(each["advice"])}</span></td></tr>'
             for each in audit["details"]
-        )
-        heads = "<thead><tr><th>finding</th><th>rows</th><th>detail</th></tr></thead>"
-        body += f'<div class="scroll"><table class="list">\n{heads}\n<tbody>\n{rows}</tbody></table></div>'
+        ]
+        body += table(["finding", "rows", "detail"], rows, "list")
     elif audit is not None:
         body += f"<p>The audit of {audit['rows']:,} rows found nothing to mend.</p>"
-    return _section("Data", body)
+    return section("Data", body)
 
 
 def _provenance(report: dict[str, Any]) -> str:
-    body = _facts(provenance(report))
+    body = facts(provenance(report))
     if report["recipe_text"] is not None:
-        body += f"\n<details><summary>The whole recipe</summary>\n<pre>{_text(report['recipe_text'])}</pre></details>"
-    return _section("Where it comes from", body, "long")
+        body += f"\n<details><summary>The whole recipe</summary>\n<pre>{text(report['recipe_text'])}</pre></details>"
+        body += note("To make it again: save the recipe, then `mlxtune run` it with the data and the versions above.")
+    if report["files"]:
+        hashed = "\n".join(f"{digest}  {name}" for name, digest in report["files"].items())
+        body += (
+            f"\n<details><summary>sha256 of {len(report['files'])} files</summary>\n<pre>{text(hashed)}</pre></details>"
+        )
+    return section("Where it comes from, and how to make it again", body, "long")

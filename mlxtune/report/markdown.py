@@ -6,6 +6,13 @@ from typing import Any
 
 from mlxtune.report.words import (
     chat_command,
+    comparison_table,
+    contamination_words,
+    coverage_words,
+    flips_words,
+    forgetting_words,
+    fuse_facts,
+    judged_words,
     metrics,
     provenance,
     samples_words,
@@ -18,14 +25,22 @@ from mlxtune.report.words import (
 def render(report: dict[str, Any]) -> str:
     """The page, ending with a line end."""
     parts = ["# Tuning report", f"**{_plain(report['verdict'])}**"]
+    if report["reasons"]:
+        parts.append("\n".join(f"- {_plain(each)}" for each in report["reasons"]))
     if report["missing"]:
         parts += ["## What is missing", "\n".join(f"- {_plain(each)}" for each in report["missing"])]
+    parts += _comparison(report["comparison"])
     parts += ["## Before and after", _table(["", "base", "tuned", "fused"], table(report, metrics(report)))]
     parts.append("In parentheses: 95 % intervals over the held-out rows. `tuned` is the base with its adapter.")
+    if report["change"] != report["verdict"]:
+        parts.append(_plain(report["change"]))
+    parts += _labels(report["tables"])
     parts += _samples(report["samples"])
     parts += _audit(report)
     if report["training"] is not None:
         parts += ["## Training", _facts(training_facts(report))]
+    if report["fuse"] is not None:
+        parts += ["## What fusing cost", _facts(fuse_facts(report))]
     command = chat_command(report)
     if command is not None:
         parts += ["## How to use it", _fenced(command, "sh")]
@@ -33,7 +48,55 @@ def render(report: dict[str, Any]) -> str:
         parts += ["## Where it comes from", _facts(provenance(report))]
     if report["recipe_text"] is not None:
         parts += ["## Recipe", _fenced(report["recipe_text"].rstrip("\n"), "yaml")]
+    if report["files"]:
+        hashed = "\n".join(f"{digest}  {name}" for name, digest in report["files"].items())
+        parts += ["## sha256 of the files", _fenced(hashed)]
     return "\n\n".join(parts) + "\n"
+
+
+def _comparison(found: dict[str, Any] | None) -> list[str]:
+    """The candidates, what was forgotten, what more rows would bring, and the answers that changed."""
+    if found is None:
+        return []
+    parts = [f"## Compared on the same {found['rows']:,} rows", _table(*comparison_table(found))]
+    if found["judged"]:
+        parts.append(_plain(judged_words(found["judged"])))
+    if found["left_out"]:
+        parts.append(
+            "\n".join(f"- {_plain(name)} was left out: {_plain(why)}" for name, why in found["left_out"].items())
+        )
+    if found["contamination"] is not None and found["contamination"]["count"]:
+        parts.append(contamination_words(found["contamination"]))
+    if found["forgetting"] is not None:
+        parts.append(_plain(forgetting_words(found["forgetting"])))
+    if found["learning_curve"] is not None and found["learning_curve"].get("sentence"):
+        parts.append(_plain(found["learning_curve"]["sentence"]))
+    for name, title in (("flips", "What changed"), ("flips_since", "What changed since the run before")):
+        one = found[name]
+        if one is None:
+            continue
+        parts += [f"## {title}", _plain(flips_words(one))]
+        for each in one["examples"]:
+            parts.append(f"### {_plain(each['where'])}: {_plain(each['kind'])}")
+            texts = [("Prompt", each["prompt"]), ("Expected", each.get("expected"))]
+            texts += [(one["from"], each.get("before")), (one["to"], each.get("after"))]
+            parts += [f"{_plain(name)}:\n\n{_fenced(text or '')}" for name, text in texts]
+    return parts
+
+
+def _labels(tables: dict[str, Any]) -> list[str]:
+    column = next((name for name in ("fused", "tuned", "base") if tables.get(name)), None)
+    found = tables[column] if column else {}
+    parts = []
+    if found.get("classes"):
+        rows = [
+            [each["label"], *(f"{each[name]:.3f}" for name in ("precision", "recall", "f1")), f"{each['support']:,}"]
+            for each in found["classes"]
+        ]
+        parts += [f"## Label by label, {column} model", _table(["label", "precision", "recall", "F1", "rows"], rows)]
+    if found.get("coverage"):
+        parts.append(_plain(coverage_words(found["coverage"])))
+    return parts
 
 
 def _samples(samples: dict[str, Any] | None) -> list[str]:

@@ -12,6 +12,18 @@ METRIC_NAMES = {
     "perplexity": "perplexity",
     "exact_match": "exact match",
     "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "label_accuracy": "accuracy by probabilities",
+    "outside_labels": "answers outside the labels",
+    "ece": "calibration error",
+    "token_accuracy": "token accuracy",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "json_valid": "valid JSON",
+    "json_schema": "JSON that fits the schema",
+    "pattern": "answers that fit the pattern",
+    "answer_length": "answer length",
+    "refusals": "refusals",
 }
 
 # what would not show, or would turn the text around it: bidirectional embeddings and overrides, lone surrogates
@@ -120,6 +132,137 @@ def table(report: dict[str, Any], shown: list[str]) -> list[list[str]]:
     return [*rows, ["size on disk", *size_cells(report)]]
 
 
+def comparison_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a comparison: score, difference from the best untuned candidate, and what each costs."""
+    metric = comparison["metric"]
+    shown = metric_name(metric) if metric else "score"
+    headings = ["", shown, "difference", "p", "prompt tokens", "answer tokens", "time a row", "memory", "size"]
+    rows = []
+    for each in comparison["candidates"]:
+        score = next((Score(**found) for found in each["scores"] if found["metric"] == metric), None)
+        cost, difference = each.get("cost") or {}, each.get("difference")
+        p = None if difference is None else difference.get("p_adjusted", difference.get("p"))
+        rows.append(
+            [
+                visible(each["name"]).replace("_", " "),
+                figure(score) if score is not None else "-",
+                difference_words(difference, score),
+                "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                *(_cost(cost.get(name), "{:,.0f}") for name in ("prompt_tokens", "answer_tokens")),
+                _time(cost.get("seconds_per_row")),
+                _cost(cost.get("peak_memory_gb"), "{:.2f} GB"),
+                "-" if cost.get("bytes") is None else size(cost["bytes"]),
+            ]
+        )
+    return headings, rows
+
+
+def _time(seconds: float | None) -> str:
+    """`27 ms`, `1.25 s`."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _cost(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def difference_words(difference: dict[str, Any] | None, score: Score | None) -> str:
+    """`+12.3 (8.1 to 16.0)`, in points where the metric is a share; `-` for what the others are held against."""
+    if difference is None or score is None:
+        return "-"
+    ends = [difference[name] for name in ("value", "ci_low", "ci_high")]
+    value, low, high = (f"{end * 100:+.1f}" if score.unit == "share" else f"{end:+.3g}" for end in ends)
+    return f"{value} ({low} to {high})"
+
+
+def forgetting_rows(report: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Losses before and after tuning: of the held-out rows, and of the text that shows what was forgotten."""
+    forgetting = (report["comparison"] or {}).get("forgetting")
+    if forgetting is None:
+        return []
+    base, tuned = (scores(report, column).get("loss") for column in ("base", "tuned"))
+    rows = [("held-out rows", base.value, tuned.value)] if base is not None and tuned is not None else []
+    return [*rows, (f"other text: {forgetting['anchor']}", forgetting["base_loss"], forgetting["tuned_loss"])]
+
+
+def forgetting_words(forgetting: dict[str, Any]) -> str:
+    """What happened to other text, in a sentence or two."""
+    before, after = forgetting["base_loss"], forgetting["tuned_loss"]
+    words = f"On {forgetting['tokens']:,} tokens of other text the loss went from {number(before)} to {number(after)} "
+    words += "nats per token by tuning"
+    if forgetting.get("kl") is not None:
+        error = f" ± {number(forgetting['kl_error'])}" if forgetting.get("kl_error") is not None else ""
+        words += f"; the predictions are {number(forgetting['kl'])}{error} nats per token (KL) from the base's"
+    words += "."
+    choices = forgetting.get("choices")
+    if choices is not None:
+        base, tuned = Score(**choices["base"]), Score(**choices["tuned"])
+        words += f" Of {choices['n']:,} multiple-choice questions, {figure(base)} were right before, "
+        words += f"{figure(tuned)} after."
+    return words
+
+
+def fuse_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What fusing, and packing into fewer bits, cost: losses on the validation rows and what they say."""
+    fuse = report["fuse"]
+    if fuse is None:
+        return []
+    losses = [("base", "base_loss"), ("base + adapter", "adapter_loss"), ("fused", "fused_loss")]
+    facts = [(f"validation loss, {name}", number(fuse[key])) for name, key in losses if fuse.get(key) is not None]
+    if fuse["kept"] is not None:
+        facts.append(("share of the gain that is kept", percent(fuse["kept"])))
+    if fuse.get("kl") is not None:
+        facts.append(("KL from base + adapter", f"{number(fuse['kl'])} nats per token"))
+    if fuse.get("same_top") is not None:
+        facts.append(("same most likely token", percent(fuse["same_top"])))
+    if fuse.get("bits_per_weight") is not None:
+        facts.append(("bits per weight", f"{fuse['bits_per_weight']:.2f}"))
+    if fuse.get("raised"):
+        facts.append(("layers with more bits", f"{len(fuse['raised']):,} of {fuse['layers']:,}"))
+    facts.append(("measured on", f"{fuse['rows']:,} validation rows"))
+    sizes = report["sizes_bytes"]
+    changes = [
+        (name, sizes[key]) for name, key in (("base", "base"), ("quantized base", "quantized"), ("fused", "fused"))
+    ]
+    facts.append(("size", " → ".join(f"{name} {size(each)}" for name, each in changes if each is not None)))
+    return facts
+
+
+def judged_words(judged: dict[str, Any]) -> str:
+    """What a judge said of pairs of answers."""
+    better, than = (judged[name].replace("_", " ") for name in ("better", "than"))
+    return (
+        f"A judge found the answers of {better} better than those of {than} in {judged['wins']:,} rows, "
+        f"as good in {judged['ties']:,}, and worse in {judged['losses']:,}."
+    )
+
+
+def contamination_words(found: dict[str, Any]) -> str:
+    """How many held-out rows could have been learned."""
+    several = found["count"] != 1
+    return f"{found['count']:,} held-out {'rows are' if several else 'row is'} nearly the same as a training row."
+
+
+def flips_words(flips: dict[str, Any]) -> str:
+    """How many rows changed sides between two candidates."""
+    first, second = (visible(flips[end]).replace("_", " ") for end in ("from", "to"))
+    return f"From {first} to {second}: {flips['fixed']:,} rows became right and {flips['broken']:,} wrong."
+
+
+def coverage_words(coverage: dict[str, Any]) -> str:
+    """How many rows the model could answer alone."""
+    wanted = percent(coverage["target"])
+    if coverage.get("threshold") is None or not coverage["coverage"]:
+        return f"At no level of confidence are {wanted} of its labels right: a person should see every row."
+    return (
+        f"Where it is at least {percent(coverage['threshold'])} sure, {percent(coverage['precision'] or 0.0)} of its "
+        f"labels are right (wanted: {wanted}); that is {percent(coverage['coverage'])} of the rows. "
+        "The others are for a person."
+    )
+
+
 def chat_command(report: dict[str, Any]) -> str | None:
     """The command that chats with the result: the fused model, or the base with its adapter; None before training."""
     paths = report["paths"]
@@ -164,7 +307,7 @@ def samples_words(samples: dict[str, Any]) -> str:
     if len(shown) < rows:
         words += (
             f"Shown are {shown_wrong} of the wrong and {len(shown) - shown_wrong} of the right ones, "
-            f"taken evenly through the file; eval/{samples['column']}.json has them all."
+            f"taken evenly through the file; eval/{samples['column']}.jsonl has them all."
         )
     return words.rstrip()
 

@@ -45,17 +45,23 @@ def test_json(invoke: Invoke, trained: Path, tiny: Path) -> None:
     code, out, err = invoke("evaluate", "--model", "tiny", "--adapter-path", adapter, "--data", data, "--json", *SHORT)
     assert (code, err, out.count("\n")) == (0, "", 1)
     value = json.loads(out)
-    assert value.keys() == {"model", "n", "scores"}
+    assert value.keys() == {"model", "n", "scores", "tables", "cost"}
     assert (value["model"], value["n"]) == ("tiny", len(rows))
     assert all(score.keys() == SCORE for score in value["scores"])
     assert [(score["metric"], score["unit"], score["better"], score["n"]) for score in value["scores"]] == [
         ("loss", "nats per token", "lower", 5),
         ("perplexity", "", "lower", 5),
+        ("token_accuracy", "share", "higher", 5),
         ("exact_match", "share", "higher", 5),
+        ("rouge_l", "share", "higher", 5),
+        ("chrf", "share", "higher", 5),
+        ("answer_length", "tokens", "lower", 5),
+        ("refusals", "share", "lower", 5),
     ]
+    assert value["tables"] == {} and value["cost"]["answer_tokens"] <= 12
     for score in value["scores"]:
         assert score["ci_low"] <= score["value"] <= score["ci_high"]
-    loss, perplexity, _ = (score["value"] for score in value["scores"])
+    loss, perplexity = (score["value"] for score in value["scores"][:2])
     assert loss == pytest.approx(plain_loss(tiny, adapter, rows)[0], rel=1e-5)
     assert perplexity == pytest.approx(math.exp(loss), rel=1e-9)
     base = json.loads(invoke("evaluate", "--data", data, "--json", *SHORT)[1])
@@ -63,29 +69,77 @@ def test_json(invoke: Invoke, trained: Path, tiny: Path) -> None:
     assert base["scores"][0]["value"] > loss
 
 
-def test_the_table_and_the_file(invoke: Invoke, listing: Listing, trained: Path, tmp_path: Path) -> None:
+LABELLED = ["--set", r"evaluate.label=^(\w+)", *SHORT]
+
+
+def test_the_tables_and_the_files(invoke: Invoke, listing: Listing, trained: Path, tmp_path: Path) -> None:
     data, file = trained / "run" / "data" / "valid.jsonl", tmp_path / "new" / "scores.json"
-    code, out, err = invoke("evaluate", "--data", data, "--out", file, "--set", r"evaluate.label=^(\w+)", *SHORT)
+    code, out, err = invoke("evaluate", "--data", data, "--out", file, *LABELLED)
     assert (code, err) == (0, "")
-    lines = [line.split() for line in out.splitlines()]
+    first, second, third = out.split("\n\n")
+    lines = [line.split() for line in first.splitlines()]
     assert lines[0] == ["score", "value", "95", "%", "interval", "rows"]
-    assert [line[0] for line in lines[1:]] == ["loss", "perplexity", "exact", "accuracy"]
-    assert list(listing(tmp_path)) == ["new", "new/scores.json"]
+    assert [line[0] for line in lines[1:]] == [
+        "loss", "perplexity", "token", "exact", "accuracy", "macro", "outside", "label", "ece",
+    ]  # fmt: skip
+    lines = [line.split() for line in second.splitlines()]
+    assert lines[0] == ["label", "precision", "recall", "F1", "rows", "mostly", "taken", "for"]
+    assert [line[0] for line in lines[1:]] == ["it", "please", "your"]
+    assert sum(int(line[4]) for line in lines[1:]) == 5
+    assert third.startswith(("To have 95 % of its labels right, let", "At no probability of its label does"))
+    assert list(listing(tmp_path)) == ["new", "new/scores.json", "new/scores.jsonl"]
     value = json.loads(file.read_text())
-    assert value.keys() == {"model", "adapter", "n", "seconds", "scores", "predictions"}
-    assert (value["adapter"], value["n"], len(value["predictions"])) == (None, 5, 5)
-    first = value["predictions"][0]
-    assert first.keys() == {"where", "prompt", "expected", "answer", "loss", "tokens", "exact", "right"}
+    assert value.keys() == {"model", "adapter", "n", "seconds", "scores", "tables", "cost"}
+    assert (value["adapter"], value["n"]) == (None, 5)
+    assert value["tables"].keys() == {"classes", "confusion", "calibration", "coverage"}
+    predictions = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(predictions) == 5
+    first_row = predictions[0]
+    assert first_row.keys() == {
+        "where", "prompt", "expected", "answer", "loss", "tokens", "exact", "right", "label", "label_expected",
+        "label_scored", "label_probability", "prompt_tokens", "answer_tokens", "tokens_right", "group",
+    }  # fmt: skip
     row = json.loads(data.read_text().splitlines()[0])["messages"]
-    assert (first["where"], first["expected"]) == (f"{data}:1", row[1]["content"])
-    assert row[0]["content"] in first["prompt"]
+    assert (first_row["where"], first_row["expected"]) == (f"{data}:1", row[1]["content"])
+    assert row[0]["content"] in first_row["prompt"]
+
+
+def test_metrics_labels_and_groups_by_flag(invoke: Invoke, write_rows: WriteRows, tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"{kind} {at}"}, {"role": "assistant", "content": kind}],
+            "who": at % 2,
+        }
+        for at in range(4)
+        for kind in ("card", "refund")
+    ]
+    data, file = write_rows(tmp_path / "d.jsonl", rows=rows), tmp_path / "s.json"
+    flags = ["--metric", "label_accuracy", "--labels", "card", "--labels", "refund", "--group-by", "who"]
+    code, out, _ = invoke("evaluate", "--data", data, *flags, "--json", "--out", file)
+    assert code == 0
+    assert [score["metric"] for score in json.loads(out)["scores"]] == ["loss", "perplexity", "label_accuracy"]
+    groups = [json.loads(line)["group"] for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    assert groups == ["0", "0", "1", "1"] * 2
+
+
+ASKED = {"question": "Where is it?", "choices": ["here", "there"], "answer": 1}
+
+
+def test_questions(invoke: Invoke, write_rows: WriteRows, tmp_path: Path) -> None:
+    file, out_file = write_rows(tmp_path / "q.jsonl", rows=[ASKED] * 3), tmp_path / "acc.json"
+    code, out, err = invoke("evaluate", "--choices", file, "--json", "--out", out_file)
+    value = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [(score["metric"], score["n"]) for score in value["scores"]] == [("acc", 3), ("acc_norm", 3)]
+    assert json.loads(out_file.read_text()) == {**value, "adapter": None}
+    assert invoke("evaluate", "--choices", file)[1].splitlines()[1].split()[0] == "acc"
 
 
 def test_a_folder_means_its_test_file(invoke: Invoke, trained: Path) -> None:
     flags = ["--json", *SHORT]
     whole = json.loads(invoke("evaluate", "--data", trained / "run" / "data", *flags)[1])
     alone = json.loads(invoke("evaluate", "--data", trained / "run" / "data" / "test.jsonl", *flags)[1])
-    assert whole == alone
+    assert {**whole, "cost": None} == {**alone, "cost": None}
 
 
 def test_rows_too_long(invoke: Invoke, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +173,13 @@ def test_rows_too_long(invoke: Invoke, write_rows: WriteRows, tmp_path: Path, mo
         (["--data", "empty.jsonl"], "empty.jsonl: has no rows; "),
         (["--data", "train_only"], "train_only: has no test file; give the file to score with --data FILE"),
         (["--data", "d.jsonl", "--out", "d.jsonl"], "d.jsonl: exists already; choose another --out or remove it"),
+        (["--data", "d.jsonl", "--out", "d.json"], "d.jsonl: exists already; choose another --out or remove it"),
+        (["--data", "d.jsonl", "--out", "e.jsonl"], "--out e.jsonl: is the file of the predictions; name it .json"),
+        (["--data", "d.jsonl", "--metric", "f1"], "evaluate.metrics: 'f1' is no metric; known: loss, "),
+        (["--data", "d.jsonl", "--group-by", "who"], "data.group_by: has no column `who`; "),
+        (["--choices", "absent.jsonl"], "absent.jsonl: no such file or folder; "),
+        (["--choices", "d.jsonl"], "d.jsonl:1: asks no `question`, `query` or `ctx` (and 2 more such rows); "),
+        (["--choices", "d.jsonl", "--tasks", "arc_easy"], "--choices: cannot go with --tasks; "),
         (["--data", "d.jsonl", "--adapter-path", "absent"], "absent: is not an adapter folder; "),
         (["--data", "d.jsonl", "--adapter-path", "train_only"], "train_only: has no adapter_config.json; "),
         (["--data", "d.jsonl", "--model", "model"], "model: has no tokenizer; "),

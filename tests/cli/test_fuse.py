@@ -16,7 +16,7 @@ Logits = Callable[..., mx.array]
 Far = Callable[[mx.array, mx.array], float]
 
 FILES = [
-    "config.json", "fuse.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "README.md", "config.json", "fuse.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json",
 ]  # fmt: skip
 

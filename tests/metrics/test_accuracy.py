@@ -2,7 +2,7 @@ import pytest
 
 from mlxtune.errors import DataError
 from mlxtune.metrics.accuracy import accuracy
-from mlxtune.metrics.intervals import wilson
+from mlxtune.metrics.intervals import mean_share, wilson
 from mlxtune.report.score import Score
 
 PATTERN = r"queue: (\w+)"
@@ -34,3 +34,8 @@ def test_an_expected_answer_without_a_label_is_refused() -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(DataError, match="there are no rows to score"):
         accuracy([], [], PATTERN)
+
+
+def test_rows_of_a_group_count_as_one() -> None:
+    answers, groups = ["queue: a", "queue: a", "queue: b", "queue: b"], [1, 1, 2, 2]
+    assert accuracy(answers, ["queue: a"] * 4, PATTERN, groups) == mean_share("accuracy", [1, 1, 0, 0], groups=groups)

@@ -3,18 +3,33 @@ import math
 import pytest
 
 from mlxtune.errors import DataError, ModelError
-from mlxtune.metrics.intervals import bootstrap_ratio
+from mlxtune.metrics.intervals import bootstrap
 from mlxtune.metrics.loss import loss
 from mlxtune.report.score import Score
 
 
 def test_loss_is_all_nats_over_all_tokens() -> None:
-    low, high = bootstrap_ratio([6.0, 1.0, 3.0], [3, 1, 4])
-    # (6 + 1 + 3) / (3 + 1 + 4); the mean of the rows' own losses would be 1.25 only by accident: 1.5833
-    assert loss([6.0, 1.0, 3.0], [3, 1, 4]) == Score(
-        metric="loss", value=1.25, unit="nats per token", ci_low=low, ci_high=high, n=3, better="lower"
+    nats, tokens = [6.0, 1.0, 3.0, 5.5, 6.5, 2.0], [3, 1, 4, 4, 4, 2]
+    low, high = bootstrap([2.0, 1.0, 0.75, 1.375, 1.625, 1.0], tokens)
+    # 24 / 18; the mean of the rows' own losses is 1.2917
+    assert loss(nats, tokens) == Score(
+        metric="loss", value=24 / 18, unit="nats per token", ci_low=low, ci_high=high, n=6, better="lower"
     )
-    assert low < 1.25 < high
+    assert 0 < low < 24 / 18 < high
+
+
+def test_no_loss_is_below_zero() -> None:
+    low, high = bootstrap([2.0, 0.1, 0.0])
+    score = loss([2.0, 0.1, 0.0], [1, 1, 1])
+    assert low < 0 == score.ci_low
+    assert score.ci_high == high
+
+
+def test_rows_of_a_group_count_as_one() -> None:
+    nats, groups = [1.0, 1.1, 4.0, 4.2, 2.0, 2.1], ["a", "a", "b", "b", "c", "c"]
+    together, alone = loss(nats, [1] * 6, groups), loss(nats, [1] * 6)
+    assert together.value == alone.value
+    assert together.ci_high == bootstrap([1.05, 4.1, 2.05], [2, 2, 2])[1] > alone.ci_high
 
 
 def test_one_row_has_an_interval_without_width() -> None:

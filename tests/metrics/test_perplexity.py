@@ -24,3 +24,8 @@ def test_a_huge_loss_gives_a_number_that_json_can_write() -> None:
     score = perplexity([2000.0], [1])
     assert sys.float_info.max * 0.999 < score.value < math.inf
     json.dumps(score.to_dict(), allow_nan=False)
+
+
+def test_rows_of_a_group_count_as_one() -> None:
+    nats, tokens, groups = [6.0, 1.0, 3.0, 4.0], [3, 1, 4, 2], ["a", "a", "b", "c"]
+    assert perplexity(nats, tokens, groups).ci_high == math.exp(loss(nats, tokens, groups).ci_high)

@@ -52,7 +52,7 @@ def test_the_codes_are_those_of_the_paper(bits: int, group_size: int, monkeypatc
     packed = gptq.pack(weight, Packing(bits, group_size), inputs)
     assert packed.biases is not None
     scales, biases = np.array(packed.scales, dtype=np.float64), np.array(packed.biases, dtype=np.float64)
-    hessian = gptq.damped(inputs.hessian)
+    hessian = np.array(gptq.damped(inputs.hessian), dtype=np.float64)
     expected = by_the_paper(np.array(weight, dtype=np.float64), hessian, scales, biases, 2**bits - 1, group_size)
     same = np.array(codes_of(packed.weight, bits)) == expected
     assert same.mean() > 0.995  # a value halfway between two codes may go either way in float32, with all after it
@@ -62,10 +62,12 @@ def test_the_codes_are_those_of_the_paper(bits: int, group_size: int, monkeypatc
 def test_the_factor() -> None:
     _, inputs, _ = case()
     assert inputs.hessian is not None
-    hessian = gptq.damped(inputs.hessian)
-    factor = gptq.upper(hessian)
+    single = gptq.damped(inputs.hessian)
+    factor, hessian = np.array(gptq.upper(single), dtype=np.float64), np.array(single, dtype=np.float64)
     assert (np.tril(factor, -1) == 0).all()
-    np.testing.assert_allclose(factor.T @ factor @ hessian, np.eye(len(hessian)), atol=1e-8)
+    np.testing.assert_allclose(factor.T @ factor @ hessian, np.eye(len(hessian)), atol=1e-5)
+    expected = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    np.testing.assert_allclose(factor, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,7 +95,7 @@ def test_each_sweep_lowers_the_damped_error(monkeypatch: pytest.MonkeyPatch) -> 
     for sweeps in (0, 1, 2, 4):
         monkeypatch.setattr(gptq, "SWEEPS", sweeps)
         packed = gptq.pack(weight, Packing(3, 64), inputs)
-        costs.append(cost(weight, packed, Packing(3, 64), gptq.damped(inputs.hessian)))
+        costs.append(cost(weight, packed, Packing(3, 64), np.array(gptq.damped(inputs.hessian), dtype=np.float64)))
     assert costs == sorted(costs, reverse=True)
     assert costs[1] < 0.97 * costs[0]
 

@@ -3,6 +3,7 @@ from typing import Any
 
 from mlxtune.report import build, markdown
 from mlxtune.rundir import RunDir
+from tests import reported
 
 
 def test_the_page_has_its_parts_in_order(run: RunDir) -> None:
@@ -10,12 +11,15 @@ def test_the_page_has_its_parts_in_order(run: RunDir) -> None:
     assert re.findall(r"^##? .*", page, re.MULTILINE) == [
         "# Tuning report",
         "## Before and after",
+        "## Label by label, fused model",
         "## What it answers now",
         "## Data",
         "## Training",
+        "## What fusing cost",
         "## How to use it",
         "## Where it comes from",
         "## Recipe",
+        "## sha256 of the files",
     ]
     assert page.endswith("```\n")
 
@@ -50,3 +54,28 @@ def test_texts_cannot_become_markup(run: RunDir) -> None:
 def test_a_fence_in_an_answer_does_not_end_its_block(run: RunDir) -> None:
     page = spoiled(run, "```\n# out\n````")
     assert "Prompt:\n\n`````\n```\n# out\n````\n`````\n" in page
+
+
+def test_a_comparison_leads(compared: RunDir) -> None:
+    page = markdown.render(build.build(compared))
+    assert re.findall(r"^## .*", page, re.MULTILINE)[:3] == [
+        "## Compared on the same 96 rows",
+        "## What changed",
+        "## Before and after",
+    ]
+    assert (
+        page.index("**Tuning is worth it") < page.index("after adjusting for 2 comparisons") < page.index("## Compared")
+    )
+    assert "| few shot | 50 % (40-60) | - | - | 212 | 5 | 21 ms | 0.31 GB | 5.5 MB |\n" in page
+    assert "### data/test.jsonl:2: fixed\n" in page
+    assert "Twice the data would bring about +2.3 points." in page
+
+
+def test_no_text_of_a_file_becomes_markup(compared: RunDir) -> None:
+    reported.spoil(compared, "plain")
+    headings = [line for line in markdown.render(build.build(compared)).split("\n") if line.startswith("#")]
+    reported.spoil(compared, "x <b> | *y*\n# title\n```")
+    page = markdown.render(build.build(compared))
+    outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1\n", "", page)
+    assert len([line for line in outside.split("\n") if line.startswith("#")]) == len(headings)
+    assert "<b>" not in outside and "| *y*" not in outside

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -6,9 +7,7 @@ from typing import Any
 import pytest
 
 from mlxtune.errors import InputError
-from mlxtune.evaluate import Evaluation, Prediction
 from mlxtune.report.build import build, write
-from mlxtune.report.score import Score
 from mlxtune.rundir import RunDir, read_json
 
 PAGES = ("json", "md", "html")
@@ -22,6 +21,14 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**read_json(path), **changes}), encoding="utf-8")
 
 
+def predictions(run: RunDir, column: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.predictions(column).read_text().splitlines()]
+
+
+def put_predictions(run: RunDir, column: str, rows: list[dict[str, Any]]) -> None:
+    run.predictions(column).write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+
+
 def test_a_finished_run_has_every_piece(run: RunDir) -> None:
     report = build(run)
     assert report["outcome"] == "better"
@@ -30,7 +37,11 @@ def test_a_finished_run_has_every_piece(run: RunDir) -> None:
         "The fused model kept 98.3 % of the gain in loss; its accuracy is 89.6 %."
     )
     for column in ("base", "tuned", "fused"):
-        assert report[column] == read_json(run.evaluation(column))["scores"]
+        found = read_json(run.evaluation(column))
+        assert (report[column], report["tables"][column]) == (found["scores"], found["tables"])
+        assert report["cost"][column] == found["cost"]
+    assert (report["comparison"], report["reasons"]) == (None, [])
+    assert report["change"] == report["verdict"]
     assert report["training"] == read_json(run.adapter / "training.json")
     assert report["fuse"] == read_json(run.fused / "fuse.json")
     assert report["origin"] == read_json(run.origin)
@@ -139,9 +150,20 @@ def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path: Path, ki
         ("adapter/training.json", "{", "{path}:1: not valid JSON: Expecting property name enclosed in double quotes"),
         ("adapter/training.json", "[]", "{path}: lacks `steps`; it is damaged or from another program; remove it"),
         ("eval/tuned.json", "{}", "{path}: lacks `model`; it is damaged or from another program; remove it"),
-        ("origin.json", '{"model": {"name": "x"}, "data": 1, "machine": 1, "versions": 1}', "{path}: lacks `path`; *"),
-        ("fused/fuse.json", '{"rows": 3}', "{path}: lacks `kept`; it is damaged or from another program; remove it"),
-        ("data/audit.json", '{"rows": 3, "findings": [{}]}', "{path}: lacks `kind`; *"),
+        ("eval/tuned.jsonl", "{}\n", "{path}:1: lacks `where`; *"),
+        ("eval/tuned.jsonl", "{\n", "{path}:1: not valid JSON; *"),
+        ("compare/compare.json", '{"rows": 3, "candidates": 4}', "{path}: `candidates` is not a list; *"),
+        (
+            "origin.json",
+            '{"model": {"name": "x"}, "data": 1, "machine": 1, "versions": 1}',
+            "{path}: lacks `model.path`; *",
+        ),
+        (
+            "fused/fuse.json",
+            '{"rows": 3, "layers": 2}',
+            "{path}: lacks `kept`; it is damaged or from another program; remove it",
+        ),
+        ("data/audit.json", '{"rows": 3, "findings": [{}]}', "{path}: lacks `findings[0].kind`; *"),
         ("log.jsonl", '{"step": 1\n{"step": 2}\n', "{path}:1: not valid JSON; remove the line"),
     ],
 )
@@ -149,6 +171,7 @@ def test_a_damaged_file_is_named_and_old_pages_stay(run: RunDir, name: str, cont
     write(run)
     before = {suffix: run.report(suffix).read_bytes() for suffix in PAGES}
     path = run.root / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     with pytest.raises(InputError) as caught:
         write(run)
@@ -159,7 +182,7 @@ def test_a_damaged_file_is_named_and_old_pages_stay(run: RunDir, name: str, cont
 
 def test_a_score_of_another_shape_is_refused(run: RunDir) -> None:
     edit(run.evaluation("base"), scores=[{"metric": "loss", "value": 1.0}])
-    with pytest.raises(InputError, match="has a score of another shape; remove it and evaluate again"):
+    with pytest.raises(InputError, match=r"lacks `scores\[0\].unit`; it is damaged"):
         build(run)
 
 
@@ -189,7 +212,7 @@ def test_a_long_log_is_thinned_but_keeps_each_validation_and_the_end(run: RunDir
 
 def test_samples_are_taken_evenly_from_wrong_and_right_rows(run: RunDir) -> None:
     samples = build(run)["samples"]
-    assert (samples["column"], samples["measure"]) == ("fused", "exact match")
+    assert (samples["column"], samples["measure"]) == ("fused", "label")
     assert (samples["rows"], samples["wrong"], samples["newly_right"], samples["newly_wrong"]) == (96, 10, 86, 0)
     shown = [(int(each["where"].split(":")[1]) - 1, each["right"]) for each in samples["shown"]]
     # wrong are 0, 10, ..., 90: of the ten the 1st, 4th and 7th; right are the 86 others: each 17.2th of them
@@ -206,61 +229,86 @@ def test_samples_are_taken_evenly_from_wrong_and_right_rows(run: RunDir) -> None
 
 
 def test_samples_fill_up_with_wrong_rows_where_few_are_right(run: RunDir) -> None:
-    found = read_json(run.evaluation("fused"))
-    rows = found["predictions"][:20]
-    for index, each in enumerate(rows):
-        each["exact"] = index == 5
-    edit(run.evaluation("fused"), predictions=rows)
+    rows = predictions(run, "fused")[:20]
+    put_predictions(run, "fused", [{**each, "right": index == 5} for index, each in enumerate(rows)])
     samples = build(run)["samples"]
     assert [each["right"] for each in samples["shown"]].count(True) == 1
     assert len(samples["shown"]) == 8
     assert (samples["rows"], samples["wrong"]) == (20, 19)
 
 
-def test_rows_whose_labels_were_compared_are_marked_by_them(run: RunDir) -> None:
+def test_without_labels_the_exact_text_says_what_is_right(run: RunDir) -> None:
     for column in ("base", "fused"):
-        rows = read_json(run.evaluation(column))["predictions"]
-        edit(run.evaluation(column), predictions=[{**each, "right": True} for each in rows])
+        put_predictions(run, column, [{**each, "right": None} for each in predictions(run, column)])
     samples = build(run)["samples"]
-    assert (samples["measure"], samples["wrong"], samples["newly_right"]) == ("label", 0, 0)
-    assert all(each["right"] for each in samples["shown"])
+    assert (samples["measure"], samples["wrong"], samples["newly_right"]) == ("exact match", 10, 86)
+    assert [each["right"] for each in samples["shown"]].count(True) == 5
 
 
 def test_plain_text_has_no_answers_to_show(run: RunDir) -> None:
     for column in ("base", "tuned", "fused"):
-        found = read_json(run.evaluation(column))
-        rows = [{**each, "answer": None, "expected": None, "exact": None} for each in found["predictions"]]
-        scores = [each for each in found["scores"] if each["metric"] in ("loss", "perplexity")]
-        edit(run.evaluation(column), predictions=rows, scores=scores)
+        nothing = {"answer": None, "expected": None, "exact": None, "right": None}
+        put_predictions(run, column, [{**each, **nothing} for each in predictions(run, column)])
+        found = read_json(run.evaluation(column))["scores"]
+        scores = [each for each in found if each["metric"] in ("loss", "perplexity")]
+        edit(run.evaluation(column), scores=scores, tables={})
     report = write(run)
     assert report["samples"] is None
     assert report["verdict"].startswith("Tuning took held-out loss from 2.672 to 0.249 nats per token (95 % interval")
 
 
 def test_a_long_prompt_is_cut_in_its_middle(run: RunDir) -> None:
-    rows = read_json(run.evaluation("fused"))["predictions"]
-    edit(run.evaluation("fused"), predictions=[{**rows[0], "prompt": "start " + "x" * 9000 + " end?"}])
-    prompt = build(run)["samples"]["shown"][0]["prompt"]
-    assert len(prompt) == 600
-    assert prompt.startswith("start x") and prompt.endswith("x end?")
+    row = predictions(run, "fused")[0]
+    put_predictions(run, "fused", [{**row, "prompt": "start " + "x" * 9000 + " end?"}])
+    shown = build(run)["samples"]["shown"][0]
+    assert len(shown["prompt"]) == 600
+    assert shown["prompt"].startswith("start x") and shown["prompt"].endswith("x end?")
     # asked something else, the base's answer is not set beside it
-    assert build(run)["samples"]["shown"][0]["base"] is None
+    assert shown["base"] is None
     write(run)
 
 
-def test_without_labels_the_exact_text_says_what_is_right(run: RunDir) -> None:
-    """The evaluation's own shape: `right` is always there, and None where no label was compared."""
-    found = {column: read_json(run.evaluation(column)) for column in ("base", "fused")}
-    for column, each in found.items():
-        made = Evaluation(
-            model="models/tiny",
-            adapter=None,
-            n=each["n"],
-            seconds=1.0,
-            scores=[Score(**score) for score in each["scores"]],
-            predictions=[Prediction(**row, right=None) for row in each["predictions"]],
-        )
-        run.evaluation(column).write_text(json.dumps(made.to_dict()), encoding="utf-8")
-    samples = build(run)["samples"]
-    assert (samples["measure"], samples["wrong"], samples["newly_right"]) == ("exact match", 10, 86)
-    assert [each["right"] for each in samples["shown"]].count(True) == 5
+def test_the_comparison_has_the_word(compared: RunDir) -> None:
+    found = read_json(compared.compare / "compare.json")
+    report = build(compared)
+    assert report["outcome"] == "better"
+    assert report["verdict"] == found["verdict"]["sentence"] and report["reasons"] == found["verdict"]["reasons"]
+    assert report["change"].startswith("Tuning took accuracy from 0 % to 91.7 %")
+    assert [each["name"] for each in report["comparison"]["candidates"]] == ["base", "few_shot", "tuned"]
+    assert len(report["comparison"]["flips"]["examples"]) == len(found["flips"]["examples"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("decision", "outcome"),
+    [("tune", "better"), ("prompt", "enough"), ("retrieve", "enough"), ("cannot_tell", "unclear"), ("<x>", "unclear")],
+)
+def test_each_decision_has_its_outcome(compared: RunDir, decision: str, outcome: str) -> None:
+    path = compared.compare / "compare.json"
+    edit(path, verdict={**read_json(path)["verdict"], "decision": decision})
+    assert build(compared)["outcome"] == outcome
+
+
+def test_a_recipe_that_compares_misses_a_comparison(run: RunDir) -> None:
+    run.recipe.write_text(run.recipe.read_text() + "compare:\n  few_shot: 4\n")
+    assert build(run)["missing"] == ["the comparison with prompts and retrieval (compare)"]
+    run.recipe.write_text("model: tiny\ncompare: null\n")
+    assert build(run)["missing"] == []
+
+
+def test_every_file_has_its_hash_but_pages_and_cards(compared: RunDir) -> None:
+    (compared.fused / "README.md").write_text("card")
+    (compared.checkpoints / "step-1").mkdir(parents=True)
+    (compared.checkpoints / "step-1" / "adapters.safetensors").write_text("x")
+    write(compared)
+    hashed = write(compared)["files"]
+    wanted = {name for name in files_below(compared.root) if not name.startswith(("report.", "checkpoints/"))}
+    assert hashed.keys() == wanted - {"fused/README.md"}
+    for name, digest in hashed.items():
+        assert digest == hashlib.sha256((compared.root / name).read_bytes()).hexdigest()
+
+
+def test_old_files_without_tables_and_cost_still_have_a_page(run: RunDir) -> None:
+    found = read_json(run.evaluation("fused"))
+    run.evaluation("fused").write_text(json.dumps({name: found[name] for name in ("model", "n", "scores")}))
+    report = write(run)
+    assert (report["tables"]["fused"], report["cost"]["fused"]) == ({}, {})

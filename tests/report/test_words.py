@@ -97,6 +97,57 @@ def test_size_cells_count_the_adapter_on_its_base() -> None:
 
 def test_metrics_come_in_their_order_and_unknown_ones_last() -> None:
     found = report()
-    found["tuned"] = [{"metric": name} for name in ("rouge_l", "accuracy", "loss")]
-    assert words.metrics(found) == ["loss", "accuracy", "rouge_l"]
-    assert words.metric_name("rouge_l") == "rouge l"
+    found["tuned"] = [{"metric": name} for name in ("of_mine", "rouge_l", "accuracy", "loss")]
+    assert words.metrics(found) == ["loss", "accuracy", "rouge_l", "of_mine"]
+    assert (words.metric_name("rouge_l"), words.metric_name("of_mine")) == ("ROUGE-L", "of mine")
+
+
+def candidate(name: str, **cost: float | None) -> dict[str, object]:
+    return {
+        "name": name,
+        "kind": "untuned",
+        "scores": [share(0.5, 0.4, 0.6).to_dict()],
+        "difference": None,
+        "cost": cost,
+    }
+
+
+def test_a_comparison_has_its_figures_and_says_what_is_not_known() -> None:
+    known = candidate("few_shot", prompt_tokens=1212.4, answer_tokens=5.0, seconds_per_row=0.02104, peak_memory_gb=1.5)
+    apart = {"value": 0.125, "ci_low": -0.01, "ci_high": 0.26, "p": 0.001, "p_adjusted": 0.0312}
+    unknown = {**candidate("endpoint", prompt_tokens=None), "difference": apart}
+    found = {"metric": "accuracy", "candidates": [known, unknown]}
+    headings, rows = words.comparison_table(found)
+    assert headings[:4] == ["", "accuracy", "difference", "p"]
+    assert rows == [
+        ["few shot", "50 % (40-60)", "-", "-", "1,212", "5", "21 ms", "1.50 GB", "-"],
+        ["endpoint", "50 % (40-60)", "+12.5 (-1.0 to +26.0)", "0.031", "-", "-", "-", "-", "-"],
+    ]
+    assert [row[1:3] for row in words.comparison_table({**found, "metric": None})[1]] == [["-", "-"], ["-", "-"]]
+    nats = Score(metric="loss", value=2.0, unit="nats per token", ci_low=1.9, ci_high=2.1, n=9, better="lower")
+    assert words.difference_words(apart, nats) == "+0.125 (-0.01 to +0.26)"
+
+
+def test_a_person_sees_all_rows_where_no_confidence_is_enough() -> None:
+    found = {"target": 0.95, "coverage": 0.5, "threshold": 0.8, "precision": 0.96, "n": 96}
+    assert words.coverage_words(found) == (
+        "Where it is at least 80 % sure, 96 % of its labels are right (wanted: 95 %); that is 50 % of the rows. "
+        "The others are for a person."
+    )
+    assert words.coverage_words({**found, "threshold": None, "coverage": 0.0}).endswith(
+        "a person should see every row."
+    )
+
+
+def test_what_fusing_cost_is_told_as_far_as_it_is_known() -> None:
+    found = report()
+    fuse = {"kept": None, "rows": 63, "layers": 21}
+    assert words.fuse_facts({**found, "fuse": None}) == []
+    assert words.fuse_facts({**found, "fuse": fuse}) == [
+        ("measured on", "63 validation rows"),
+        ("size", "base 4.0 MB → fused 4.2 MB"),
+    ]
+    full = {"kept": 0.91, "base_loss": 4.0, "adapter_loss": 0.5, "fused_loss": 0.8, "kl": 0.01, "same_top": 0.97}
+    shown = dict(words.fuse_facts({**found, "fuse": {**fuse, **full, "bits_per_weight": 4.5, "raised": {"a": 8}}}))
+    assert shown["share of the gain that is kept"] == "91 %" and shown["layers with more bits"] == "1 of 21"
+    assert shown["validation loss, fused"] == "0.800" and shown["bits per weight"] == "4.50"

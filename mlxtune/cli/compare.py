@@ -1,0 +1,229 @@
+"""`mlxtune compare`: was tuning worth it? Shows the candidates of a run and the verdict; knows no statistics."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxtune.cli import display
+from mlxtune.cli.flags import build_recipe, recipe_flags
+from mlxtune.cli.stages import run_stages
+from mlxtune.report import words
+from mlxtune.report.score import Score
+
+if TYPE_CHECKING:
+    from mlxtune.recipe import Recipe
+    from mlxtune.rundir import RunDir
+
+HEADINGS = ["score", "difference", "p", "prompt tokens", "answer", "s/row", "memory", "size"]
+OWN = ("compare.", "evaluate.")  # what may be set otherwise than in the run
+
+
+def _percents(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float]:
+    """`25,50,100` as numbers."""
+    try:
+        return [float(each) for each in value.split(",")] if value is not None else []
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of per cents such as 25,50,100") from None
+
+
+@click.command("compare", short_help="was tuning worth it?")
+@click.argument("target", metavar="RUN|RECIPE", type=click.Path(path_type=Path))
+@click.option(
+    "--learning-curve",
+    "percents",
+    metavar="25,50,100",
+    callback=_percents,
+    help="train on so many per cents of the rows: what would more bring?",
+)
+@click.option("--against", type=click.Path(path_type=Path), metavar="RUN", help="earlier run: what changed since?")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="folder for the result  [RUN/compare]")
+@click.option("--json", "as_json", is_flag=True, help="print the comparison as JSON")
+@recipe_flags("compare")
+def command(
+    target: Path,
+    percents: list[float],
+    against: Path | None,
+    out: Path | None,
+    as_json: bool,
+    sets: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Put the same held-out rows to the base as it is, with a prompt, with examples, with retrieved passages, and to
+    the tuned and the fused model; tell the differences with their intervals, what each costs, what was forgotten, and
+    whether tuning was worth it.
+
+    RUN is a folder that `mlxtune run` or `mlxtune train` wrote; a RECIPE is run first where that has not been done.
+    A finished comparison is shown as it is; with other settings it needs an --out of its own.
+
+    \b
+    Example:
+      mlxtune compare runs/quickstart
+      mlxtune compare runs/quickstart --out few8 --set compare.few_shot=8
+      mlxtune compare my.yaml --learning-curve 25,50,100
+    """
+    if percents:
+        from mlxtune.learning_curve import check
+
+        check(percents)
+    from mlxtune.rundir import RunDir
+
+    run = RunDir(target if target.is_dir() else Path("runs") / target.stem)
+    if not target.is_dir():
+        whole = build_recipe(target, flags, sets)
+        run_stages(whole, run.root)
+    recipe = _recipe(run, flags, sets if target.is_dir() else ())
+    value = _compared(run, recipe, out, against)
+    if percents:
+        value = _with_curve(run, recipe, out or run.compare, percents, value)
+    if as_json:
+        display.result_json(value)
+    else:
+        show(value)
+
+
+def _recipe(run: "RunDir", flags: dict[str, Any], sets: tuple[str, ...]) -> "Recipe":
+    """The run's recipe with what is set otherwise here. Raises InputError for no run, RecipeError for what is fixed."""
+    from mlxtune import recipe as recipes
+    from mlxtune.errors import InputError, RecipeError
+
+    if not run.recipe.is_file():
+        raise InputError("holds no run", where=run.root, hint="give a folder that `mlxtune run` wrote, or a recipe")
+    recipe = build_recipe(run.recipe, flags, sets)
+    changed = [each for each in recipes.differences(recipes.load(run.recipe), recipe) if not each.startswith(OWN)]
+    if changed:
+        hint = "only compare.* and evaluate.* can be set here; run another recipe for the rest"
+        raise RecipeError(f"is not how {run.root} was made ({changed[0]})", where="--set", hint=hint)
+    return recipe
+
+
+def _compared(run: "RunDir", recipe: "Recipe", out: Path | None, against: Path | None) -> dict[str, Any]:
+    """The comparison: as it is finished already, or made now."""
+    from dataclasses import asdict
+
+    from mlxtune.compare import RESULT, compare
+    from mlxtune.errors import InputError, OutputError
+    from mlxtune.recipe import CompareRecipe
+    from mlxtune.rundir import RunDir, read_json
+
+    earlier = RunDir(against) if against is not None else None
+    if earlier is not None and not earlier.evaluation("tuned").is_file():
+        raise InputError("has no evaluation of a tuned model", where=against, hint="give a finished run")
+    if out is None and run.compare.is_dir():
+        value: dict[str, Any] = read_json(run.compare / RESULT)
+        same = value.get("settings") == asdict(recipe.compare or CompareRecipe())
+        if not same or earlier is not None:
+            what = "holds a comparison with other settings" if not same else "holds a comparison already"
+            raise OutputError(what, where=run.compare, hint="give an --out, or remove it")
+        return value
+    with display.phases() as shown:
+        return compare(run, recipe, out=out, since=earlier, on_progress=shown)
+
+
+def _with_curve(
+    run: "RunDir", recipe: "Recipe", folder: Path, percents: list[float], value: dict[str, Any]
+) -> dict[str, Any]:
+    """The comparison with a learning curve, which is written beside it into its file."""
+    from mlxtune.compare import RESULT
+    from mlxtune.errors import OutputError
+    from mlxtune.finished import open_run
+    from mlxtune.learning_curve import learning_curve
+    from mlxtune.rundir import write_json
+
+    if value["learning_curve"] is not None:
+        raise OutputError("has a learning curve already", where=folder / RESULT, hint="give an --out, or remove it")
+    with display.phases() as shown:
+        found = learning_curve(open_run(run, recipe), percents, on_progress=shown)
+    value = {**value, "learning_curve": found}
+    write_json(folder / RESULT, value)
+    return value
+
+
+def show(value: dict[str, Any]) -> None:
+    """Prints the table of candidates, what else was measured, and the verdict."""
+    metric = value["metric"]
+    title = words.metric_name(metric) if metric is not None else ""
+    display.table([title, *HEADINGS], [_cells(each, metric) for each in value["candidates"]])
+    for name, reason in value["left_out"].items():
+        display.note(display.harmless(f"not compared: {name} ({reason})"))
+    display.result()
+    for line in _lines(value):
+        display.result(display.harmless(line))
+    display.result()
+    display.result(display.harmless(value["verdict"]["sentence"]))
+    for reason in value["verdict"]["reasons"]:
+        display.result(display.harmless(f"  - {reason}"))
+
+
+def _cells(candidate: dict[str, Any], metric: str | None) -> list[str]:
+    score = next((Score(**each) for each in candidate["scores"] if each["metric"] == metric), None)
+    difference, cost = candidate["difference"], candidate["cost"]
+    share = score is not None and score.unit == "share"
+    return [
+        display.harmless(candidate["name"]),
+        words.figure(score) if score is not None else "-",
+        _difference(difference, share) if difference is not None else "-",
+        f"{difference['p_adjusted']:.2g}" if difference is not None else "-",
+        _number(cost.get("prompt_tokens"), ".0f"),
+        _number(cost.get("answer_tokens"), ".1f"),
+        _number(cost.get("seconds_per_row"), ".2g"),
+        _number(cost.get("peak_memory_gb"), ".2f", " GB"),
+        words.size(cost["bytes"]) if cost.get("bytes") is not None else "-",
+    ]
+
+
+def _difference(difference: dict[str, Any], share: bool) -> str:
+    """`+12.3 (+4.1 to +20.2)`, in points for shares."""
+    factor, digits = (100, 1) if share else (1, 3)
+    value, low, high = (f"{factor * difference[name]:+.{digits}f}" for name in ("value", "ci_low", "ci_high"))
+    return f"{value} ({low} to {high})"
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def _lines(value: dict[str, Any]) -> list[str]:
+    """What was measured besides, a line each."""
+    found = []
+    for flips in filter(None, (value["flips"], value["flips_since"])):
+        found.append(
+            f"from {flips['from']} to {flips['to']}: {display.count(flips['fixed'], 'row')} fixed, "
+            f"{flips['broken']:,} broken"
+        )
+    forgot = value["forgetting"]
+    if forgot is not None:
+        error = f" ± {forgot['kl_error']:.3f}" if forgot["kl_error"] is not None else ""
+        found.append(
+            f"forgetting on {forgot['anchor']}: loss {forgot['base_loss']:.3f} → {forgot['tuned_loss']:.3f} nats per "
+            f"token, KL from the base {forgot['kl']:.3f}{error}"
+        )
+    near = value["contamination"]
+    if near is not None and near["count"]:
+        found.append(
+            f"{display.count(near['count'], 'test row')} near training rows, such as {near['near'][0]['test']}"
+            f"{_without(near['without'], value['metric'])}"
+        )
+    judged = value["judged"]
+    if judged is not None:
+        found.append(
+            f"judged by {judged['judge']}: {judged['better']} better than {judged['than']} in {judged['wins']}, "
+            f"as good in {judged['ties']}, worse in {judged['losses']}"
+        )
+    curve = value["learning_curve"]
+    if curve is not None:
+        points = ", ".join(f"{point['rows']:,} rows {point['value']:.3f}" for point in curve["points"])
+        found += [f"learning curve of {words.metric_name(curve['metric'])}: {points}", curve["sentence"]]
+    return found
+
+
+def _without(rest: list[dict[str, Any]], metric: str | None) -> str:
+    """The scores of the tuned candidates without the rows that are near to training rows."""
+    scores = {
+        each["name"]: Score(**score)
+        for each in rest
+        for score in each["scores"]
+        if score["metric"] == metric and each["name"] in ("tuned", "fused")
+    }
+    told = ", ".join(f"{name} {words.figure(score)}" for name, score in scores.items())
+    return f"; without them: {told}" if told else ""

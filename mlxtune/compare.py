@@ -1,0 +1,200 @@
+"""Was tuning worth it? Every candidate on the same held-out rows, their differences, costs, and a verdict.
+
+Candidates are the base as it is, with a prompt, with examples, with retrieved passages; the tuned and the fused model;
+and what else the recipe names. Knows a run folder, not the terminal.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlxtune import adapter, candidates, contrast, endpoint, generate, hub, judge, model, multiple_choice
+from mlxtune import recipe as recipes
+from mlxtune.contamination import MOST_NAMED, near
+from mlxtune.contrast import Prediction
+from mlxtune.data import files
+from mlxtune.finished import Finished, Rows, open_run
+from mlxtune.recipe import CompareRecipe, Recipe
+from mlxtune.report.decision import best, decide
+from mlxtune.rundir import RunDir, refuse_existing, staged, write_json, write_text
+from mlxtune.scoring import Known, OnProgress, Scored, Scoring, read_evaluation
+
+RESULT = "compare.json"
+JUDGED = 100  # pairs at most
+
+OnBytes = Callable[[int, int], None]
+
+
+def ignore(what: str, done: int, total: int) -> None:
+    """An `OnProgress` that does nothing."""
+
+
+def compare(
+    run: RunDir,
+    recipe: Recipe,
+    *,
+    source: Path | None = None,
+    out: Path | None = None,
+    since: RunDir | None = None,
+    on_progress: OnProgress = ignore,
+) -> dict[str, Any]:
+    """Compares the candidates of `recipe.compare` on a run's test rows; writes the folder `out`, or the run's own.
+
+    `source` is the original base, where the caller has it; `since` an earlier run, to tell which rows changed. Returns
+    what compare.json holds. Raises InputError for a folder without a run and for settings that name what is not there,
+    and what loading, evaluating, fusing and asking raise; nothing is written then.
+    """
+    settings = recipe.compare if recipe.compare is not None else CompareRecipe()
+    target = out if out is not None else run.compare
+    refuse_existing(target, "--out")
+
+    def on_bytes(done: int, total: int) -> None:
+        on_progress("fetch (MB)", done // 10**6, total // 10**6)
+
+    check(settings, on_bytes)
+    finished = open_run(run, recipe, source, on_bytes)
+    earlier = read_evaluation(since, "tuned") if since is not None else None
+    work = Scoring(finished, settings, on_progress)
+    with staged(target) as scratch:
+        work.score_all()
+        value = _summed_up(work)
+        if earlier is not None and since is not None and value["metric"] is not None:
+            value["flips_since"] = _flips_since(since.root.name, earlier, work.scored, value["metric"])
+        for each in work.scored:
+            text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in each.predictions)
+            write_text(scratch / f"{each.name}.jsonl", text)
+        write_json(scratch / RESULT, value)
+    return value
+
+
+def check(settings: CompareRecipe, on_bytes: OnBytes = lambda done, total: None) -> None:
+    """Refuses what is wrong with the settings before anything is loaded; brings the models here that they name.
+
+    Raises InputError, and what `hub.fetch` raises.
+    """
+    if settings.prompt is not None:
+        candidates.check_prompt(settings.prompt)
+    if settings.endpoint is not None:
+        endpoint.check(settings.endpoint, settings.endpoint_model)
+    if settings.choices is not None:
+        multiple_choice.read(Path(settings.choices).expanduser())
+    if settings.anchor is not None:
+        files.resolve(settings.anchor)
+    for width in settings.widths:
+        recipes.check_quantization(width, 64, "affine", "compare.widths")
+    for given in settings.models:
+        base, _, own = given.partition("+")
+        hub.fetch(base, None, on_bytes)
+        if own:
+            adapter.check(Path(own).expanduser())
+    if settings.judge is not None and endpoint.is_url(settings.judge):
+        endpoint.check(settings.judge, settings.endpoint_model)
+    elif settings.judge is not None:
+        hub.fetch(settings.judge, None, on_bytes)
+
+
+def _summed_up(work: Scoring) -> dict[str, Any]:
+    """What compare.json holds: the candidates with their differences, the verdict, and what else was measured."""
+    metric = contrast.metric_of([(each.kind, each.scores) for each in work.scored])
+    predictions = {each.name: each.predictions for each in work.scored}
+    lines = [_line(each) for each in work.scored]
+    untuned = best(lines, metric, "untuned") if metric is not None else None
+    tuned = best(lines, metric, "tuned") if metric is not None else None
+    flips = judged = None
+    if metric is not None and untuned is not None and tuned is not None:
+        found = contrast.differences(predictions, untuned, metric)
+        lines = [{**each, "difference": found[each["name"]]} for each in lines]
+        flips = contrast.flips(predictions[untuned], predictions[tuned], (untuned, tuned), metric)
+        judged = _judged(work, predictions[untuned], predictions[tuned], (untuned, tuned))
+    return {
+        "rows": len(work.plain.samples),
+        "metric": metric,
+        "candidates": lines,
+        "left_out": work.left_out,
+        "verdict": decide(lines, metric, work.forgotten),
+        "flips": flips,
+        "flips_since": None,
+        "forgetting": work.forgotten,
+        "contamination": _contamination(work.finished, work.plain.rows, work.scored),
+        "judged": judged,
+        "learning_curve": None,
+        "settings": asdict(work.settings),
+    }
+
+
+def _line(scored: Scored) -> dict[str, Any]:
+    return {
+        "name": scored.name,
+        "kind": scored.kind,
+        "description": scored.description,
+        "scores": [score.to_dict() for score in scored.scores],
+        "difference": None,
+        "cost": scored.cost,
+    }
+
+
+def _flips_since(name: str, earlier: Known, scored: Sequence[Scored], metric: str) -> dict[str, Any] | None:
+    """The rows that changed since the tuned model of the run `name`; None where no row is the same."""
+    now = next((each.predictions for each in scored if each.name == "tuned"), [])
+    pairs = contrast.same_rows(earlier.predictions, now)
+    before = [{**one, "where": other["where"]} for one, other in pairs]
+    return contrast.flips(before, [other for _, other in pairs], (f"tuned of {name}", "tuned"), metric)
+
+
+def _contamination(finished: Finished, test: Rows, scored: Sequence[Scored]) -> dict[str, Any] | None:
+    """The test rows near training rows, and every candidate's scores without them; None without training rows."""
+    if not finished.rows["train"]:
+        return None
+    found = near(finished.rows["train"], test)
+    places = [each.test for each in found]
+    rest = [(each.name, contrast.without(each.predictions, places)) for each in scored] if found else []
+    return {
+        "count": len(found),
+        "near": [asdict(each) for each in found[:MOST_NAMED]],
+        "without": [
+            {"name": name, "scores": [score.to_dict() for score in contrast.rescored(each)]} for name, each in rest
+        ],
+    }
+
+
+def _judged(
+    work: Scoring, before: Sequence[Prediction], after: Sequence[Prediction], names: tuple[str, str]
+) -> dict[str, Any] | None:
+    """What a judge says of the best tuned candidate's answers, against those of the best untuned one."""
+    name = work.settings.judge
+    if name is None:
+        return None
+    old = contrast.keyed(before)
+    both = [(old[key], each) for key, each in contrast.keyed(after).items() if key in old]
+    answered = [pair for pair in both if None not in (pair[0]["answer"], pair[1]["answer"])]
+    pairs = [
+        judge.Pair(prompt=one["prompt"], expected=one["expected"], first=one["answer"], second=other["answer"])
+        for one, other in contrast.evenly(answered, JUDGED)
+    ]
+    if not pairs:
+        return None
+    found = judge.judge(pairs, _judge(name, work.settings.endpoint_model, work.on_progress), work.recipe.seed)
+    return {"judge": name, "better": names[1], "than": names[0], **found.to_dict()}
+
+
+def _judge(name: str, served: str | None, on_progress: OnProgress) -> judge.Ask:
+    """How to ask the judge: a server by its URL, or a model."""
+
+    def told(done: int, total: int) -> None:
+        on_progress("judge", done, total)
+
+    if endpoint.is_url(name):
+        server = endpoint.check(name, served)
+        return lambda asked, most: [
+            reply.text for reply in endpoint.ask_all(server, asked, max_tokens=most, on_progress=told)
+        ]
+    folder = hub.fetch(name)
+
+    def ask(asked: list[list[dict[str, str]]], most: int) -> list[str]:
+        lm = model.load(folder)
+        prompts = [generate.prompt_tokens(lm, each) for each in asked]
+        return [each.text for each in generate.answers(lm, prompts, max_tokens=most, on_progress=told)]
+
+    return ask

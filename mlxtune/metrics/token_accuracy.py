@@ -1,0 +1,24 @@
+"""The share of expected tokens that rank first, each after the true ones before it. Knows counts of rows."""
+
+from collections.abc import Sequence
+
+from mlxtune.errors import DataError
+from mlxtune.metrics.intervals import mean_share
+from mlxtune.report.score import Score
+
+
+def token_accuracy(
+    row_right: Sequence[int], row_tokens: Sequence[int], groups: Sequence[object] | None = None
+) -> Score:
+    """`sum(row_right) / sum(row_tokens)` in [0, 1], with a bootstrap interval over rows.
+
+    row_right: supervised tokens of each row to which the model gave the highest probability, (N,); row_tokens: all of
+    them, (N,). Raises DataError for no rows or a row without tokens.
+    """
+    if len(row_tokens) == 0:
+        raise DataError("there are no rows to score")
+    for number, tokens in enumerate(row_tokens, start=1):
+        if tokens < 1:
+            raise DataError(f"row {number} of the scored rows has no token to score")
+    shares = [right / tokens for right, tokens in zip(row_right, row_tokens, strict=True)]
+    return mean_share("token_accuracy", shares, row_tokens, groups)
