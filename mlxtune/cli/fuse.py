@@ -33,6 +33,7 @@ BAR = 24  # characters
 @click.option("--save-path", type=click.Path(path_type=Path), metavar="DIR", help="folder to write")
 @click.option("--scale", type=click.FloatRange(0, 4), metavar="X", help="strength of what the adapter adds  [1.0]")
 @click.option("--sweep-scale", is_flag=True, help="measure strengths; with --save-path, fuse at the best of them")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="the strengths as an SVG picture")
 @click.option("--anchor", metavar="FILE", help="text that shows what a strength forgets  [the run's own]")
 @click.option("--base", "original", metavar="TEXT", help="the model that a quantized --model was made of: fuse into it")
 @click.option("--q-bits", type=int, metavar="N", help="bits of the fused layers  [as the base]")
@@ -57,6 +58,7 @@ def command(
     save_path: Path | None,
     scale: float | None,
     sweep_scale: bool,
+    plot: Path | None,
     anchor: str | None,
     original: str | None,
     q_bits: int | None,
@@ -110,8 +112,11 @@ def command(
         raise InputError("names no folder to write", where="--save-path", hint="give one, or --sweep-scale")
     if sweep_scale and scale is not None:
         raise InputError("is what --sweep-scale chooses", where="--scale", hint="give one of them")
-    if anchor is not None and not sweep_scale:
-        raise InputError("is of use with --sweep-scale only", where="--anchor", hint="leave it out")
+    for flag, given_one in (("--anchor", anchor), ("--plot", plot)):
+        if given_one is not None and not sweep_scale:
+            raise InputError("is of use with --sweep-scale only", where=flag, hint="leave it out")
+    if plot is not None:
+        refuse_existing(plot, "--plot")
     template = blend.check(parts).get("chat_template")
     source = fetch(model_name, revision)
     config = model.check(source)
@@ -131,6 +136,8 @@ def command(
         with display.phases() as show:
             swept = sweep(source, parts, held_out, text, on_scale=lambda done, total: show("strengths", done, total))
         settings = replace(settings, scale=swept.chosen)
+        if plot is not None:
+            _draw(swept, plot)
         if save_path is None or not as_json:
             _show(swept, as_json=as_json)
     if save_path is None:
@@ -193,6 +200,14 @@ def _show(swept: "Sweep", *, as_json: bool) -> None:
     headings = ["scale", "loss", "gain", *(["anchor loss", "forgotten"] if with_text else []), "gain".ljust(BAR)]
     display.table(headings, rows)
     display.note(f"nats per token on {display.count(swept.rows, 'row')}; best: --scale {swept.chosen:g}")
+
+
+def _draw(swept: "Sweep", file: Path) -> None:
+    from mlxtune.report import chart
+    from mlxtune.rundir import write_text
+
+    points = [(point.scale, point.gain, point.forgotten) for point in swept.points]
+    write_text(file, chart.picture(chart.strengths(points, swept.chosen)))
 
 
 def _show_ways(ways: "list[Way]") -> None:

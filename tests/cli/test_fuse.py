@@ -116,8 +116,10 @@ def test_strengths(invoke: Invoke, listing: Listing, trained: Path, tmp_path: Pa
     assert err == f"nats per token on 5 rows; best: --scale {chosen}\n"
     assert max(row.count("█") for row in rows) == 24
     assert listing(tmp_path) == before
-    code, printed, err = invoke(*args, "--json")
+    code, printed, err = invoke(*args, "--json", "--plot", tmp_path / "strengths.svg")
     value = json.loads(printed)
+    drawn = (tmp_path / "strengths.svg").read_text()
+    assert drawn.startswith("<svg ") and "strength of the adapter" in drawn and "forgotten" in drawn
     assert (code, err, value["rows"], f"{value['chosen']:g}") == (0, "", 5, chosen)
     code, printed, _ = invoke(*args, "--save-path", out, "--json")
     value = json.loads(printed)
@@ -165,6 +167,8 @@ def test_without_rows_it_says_what_it_did_not_check(
         (["--adapter-path", "absent=0.5"], "absent: is not an adapter folder; give the folder with adapters"),
         (["--adapter-path", "ADAPTER=9"], "--adapter-path ADAPTER: has the weight 9; give one from -4 to 4"),
         (["--anchor", "bad.jsonl"], "--anchor: is of use with --sweep-scale only; leave it out"),
+        (["--plot", "bad.svg"], "--plot: is of use with --sweep-scale only; leave it out"),
+        (["--sweep-scale", "--plot", "taken"], "taken: exists already; choose another --plot or remove it"),
         (["--train-data", "bad.jsonl"], "--train-data: is of use where layers are packed only; leave it out"),
         (["--max-bpw", "5"], "fuse.max_bpw: has no effect where no layer is packed; leave it out"),
         (["--base", "tiny"], "--base: is of use for a quantized base only; leave it out"),
