@@ -25,7 +25,7 @@ COMMANDS = {
     "train": ("train", "Fine-tune a model with LoRA."),
     "evaluate": ("evaluate", "Score a model on every row of a file."),
     "fuse": ("fuse", "Fuse an adapter into its base, and check what was kept."),
-    "compare": ("compare", "Was tuning worth it, against prompts, examples and retrieval?"),
+    "compare": ("compare", "Tell whether tuning was worth it, against prompts, examples and retrieval."),
     "generate": ("generate", "Answer one prompt."),
     "chat": ("chat", "Chat with a model in the terminal."),
     "data": ("data", "Check data before training."),
