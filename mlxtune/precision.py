@@ -52,11 +52,13 @@ def unfold(net: nn.Module) -> None:
 def _unfolded(kind: type) -> type:
     """The layer that is made dense, in float32, whenever it is called."""
 
-    def wide(layer: nn.Module, weight: mx.array | None = None) -> Any:
+    def wide(layer: nn.Module, x: mx.array, *, rows: bool = False) -> Any:
         part = copy.copy(layer)
         part.__class__ = kind
-        if weight is not None:  # rows of an embedding
-            part.update({name: part[name][weight] for name in ("weight", "scales", "biases") if name in part})
+        if rows:  # of an embedding
+            part.update({name: part[name][x] for name in ("weight", "scales", "biases") if name in part})
+        else:  # not before x is there, or many layers would be made dense at once
+            (part.weight,) = mx.depends([part.weight], [x])
         if isinstance(part, QUANTIZED):
             part = dense(part, mx.float32)
         part.update({name: each.astype(mx.float32) for name, each in part.items() if isinstance(each, mx.array)})
@@ -64,12 +66,12 @@ def _unfolded(kind: type) -> type:
 
     def call(layer: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         if issubclass(kind, nn.Embedding | nn.QuantizedEmbedding):
-            return wide(layer, x).weight
-        return wide(layer)(x, *args, **kwargs)
+            return wide(layer, x, rows=True).weight
+        return wide(layer, x)(x, *args, **kwargs)
 
     methods: dict[str, Any] = {"__call__": call}
     if hasattr(kind, "as_linear"):
-        methods["as_linear"] = lambda layer, x: wide(layer).as_linear(x)
+        methods["as_linear"] = lambda layer, x: wide(layer, x).as_linear(x)
     return type(kind.__name__, (kind,), methods)
 
 

@@ -1,5 +1,7 @@
 """`mlxtune compare`: was tuning worth it? Shows the candidates of a run and the verdict; knows no statistics."""
 
+import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from mlxtune.rundir import RunDir
 
 HEADINGS = ["score", "difference", "p", "prompt tokens", "answer", "s/row", "memory", "size"]
-OWN = ("compare.", "evaluate.")  # what may be set otherwise than in the run
+OWN = r"(compare|evaluate)[.:]"  # what may be set otherwise than in the run
 
 
 def _percents(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float]:
@@ -75,7 +77,7 @@ def command(
     recipe = _recipe(run, flags, sets if target.is_dir() else ())
     value = _compared(run, recipe, out, against)
     if percents:
-        value = _with_curve(run, recipe, out or run.compare, percents, value)
+        value = _with_curve(run, recipe, out, percents, value)
     if as_json:
         display.result_json(value)
     else:
@@ -90,7 +92,8 @@ def _recipe(run: "RunDir", flags: dict[str, Any], sets: tuple[str, ...]) -> "Rec
     if not run.recipe.is_file():
         raise InputError("holds no run", where=run.root, hint="give a folder that `mlxtune run` wrote, or a recipe")
     recipe = build_recipe(run.recipe, flags, sets)
-    changed = [each for each in recipes.differences(recipes.load(run.recipe), recipe) if not each.startswith(OWN)]
+    found = recipes.differences(recipes.load(run.recipe), recipe)
+    changed = [each for each in found if not re.match(OWN, each)]
     if changed:
         hint = "only compare.* and evaluate.* can be set here; run another recipe for the rest"
         raise RecipeError(f"is not how {run.root} was made ({changed[0]})", where="--set", hint=hint)
@@ -101,27 +104,30 @@ def _compared(run: "RunDir", recipe: "Recipe", out: Path | None, against: Path |
     """The comparison: as it is finished already, or made now."""
     from dataclasses import asdict
 
-    from mlxtune.compare import RESULT, compare
+    from mlxtune.compare import compare
     from mlxtune.errors import InputError, OutputError
     from mlxtune.recipe import CompareRecipe
-    from mlxtune.rundir import RunDir, read_json
+    from mlxtune.report import reading
+    from mlxtune.rundir import RunDir
 
     earlier = RunDir(against) if against is not None else None
     if earlier is not None and not earlier.evaluation("tuned").is_file():
         raise InputError("has no evaluation of a tuned model", where=against, hint="give a finished run")
-    if out is None and run.compare.is_dir():
-        value: dict[str, Any] = read_json(run.compare / RESULT)
+    value = reading.comparison_of(run) if out is None else None
+    if value is not None:
         same = value.get("settings") == asdict(recipe.compare or CompareRecipe())
         if not same or earlier is not None:
             what = "holds a comparison with other settings" if not same else "holds a comparison already"
             raise OutputError(what, where=run.compare, hint="give an --out, or remove it")
         return value
-    with display.phases() as shown:
-        return compare(run, recipe, out=out, since=earlier, on_progress=shown)
+    with run.lock() if out is None else contextlib.nullcontext(), display.phases() as shown:
+        value = compare(run, recipe, out=out, since=earlier, on_progress=shown)
+    _reported(run, out)
+    return value
 
 
 def _with_curve(
-    run: "RunDir", recipe: "Recipe", folder: Path, percents: list[float], value: dict[str, Any]
+    run: "RunDir", recipe: "Recipe", out: Path | None, percents: list[float], value: dict[str, Any]
 ) -> dict[str, Any]:
     """The comparison with a learning curve, which is written beside it into its file."""
     from mlxtune.compare import RESULT
@@ -130,13 +136,23 @@ def _with_curve(
     from mlxtune.learning_curve import learning_curve
     from mlxtune.rundir import write_json
 
+    file = (out or run.compare) / RESULT
     if value["learning_curve"] is not None:
-        raise OutputError("has a learning curve already", where=folder / RESULT, hint="give an --out, or remove it")
+        raise OutputError("has a learning curve already", where=file, hint="give an --out, or remove it")
     with display.phases() as shown:
         found = learning_curve(open_run(run, recipe), percents, on_progress=shown)
     value = {**value, "learning_curve": found}
-    write_json(folder / RESULT, value)
+    write_json(file, value)
+    _reported(run, out)
     return value
+
+
+def _reported(run: "RunDir", out: Path | None) -> None:
+    """Brings the report of a run, where it has one, up to date with what was written into the run."""
+    if out is None and run.report("json").is_file():
+        from mlxtune.pipeline import reported
+
+        reported(run)
 
 
 def show(value: dict[str, Any]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from mlxtune import model, recipe
+from mlxtune import model, pipeline, recipe
 from mlxtune.cli import compare as module
 from mlxtune.cli.compare import command
 from mlxtune.errors import MlxtuneError
+from mlxtune.rundir import RunDir
 
 NAMES = ["base", "few_shot", "retrieval", "tuned"]
 LEFT_OUT = "not compared: prompt (compare.prompt is not set, and the answers give no labels to name)\n"
@@ -100,6 +101,7 @@ def test_other_settings_need_a_folder_of_their_own(compared: Compared, tmp_path:
 
 
 def test_a_learning_curve_is_added(copied: Path) -> None:
+    pipeline.reported(RunDir(copied))
     before = json.loads((copied / "compare" / "compare.json").read_text())
     done = call(copied, "--learning-curve", "50,100")
     assert done.exception is None
@@ -113,6 +115,8 @@ def test_a_learning_curve_is_added(copied: Path) -> None:
     tuned = next(each for each in before["candidates"] if each["name"] == "tuned")
     loss = next(each["value"] for each in tuned["scores"] if each["metric"] == "loss")
     assert curve["points"][1]["value"] == pytest.approx(loss, rel=1e-5)
+    report = json.loads((copied / "report.json").read_text())
+    assert curve["sentence"] in json.dumps(report, ensure_ascii=False)
     assert "has a learning curve already" in error(copied, "--learning-curve", "50,100")
 
 
