@@ -10,16 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxtune import adapter, candidates, contrast, endpoint, generate, hub, judge, model, multiple_choice
+from mlxtune import adapter, generate, hub, model
 from mlxtune import recipe as recipes
-from mlxtune.contamination import MOST_NAMED, near
-from mlxtune.contrast import Prediction
+from mlxtune.comparison import candidates, contrast, endpoint, judge
+from mlxtune.comparison.contamination import MOST_NAMED, near
+from mlxtune.comparison.contrast import Prediction
+from mlxtune.comparison.finished import Finished, Rows, open_run
+from mlxtune.comparison.scoring import Known, OnProgress, Scored, Scoring, read_evaluation
 from mlxtune.data import files
-from mlxtune.finished import Finished, Rows, open_run
+from mlxtune.evaluation import multiple_choice
 from mlxtune.recipe import CompareRecipe, Recipe
 from mlxtune.report.decision import best, decide
 from mlxtune.rundir import RunDir, refuse_existing, staged, write_json, write_text
-from mlxtune.scoring import Known, OnProgress, Scored, Scoring, read_evaluation
 
 RESULT = "compare.json"
 JUDGED = 100  # pairs at most

@@ -13,13 +13,14 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlxtune import choices, generate, predictions, tally
+from mlxtune import generate
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError
-from mlxtune.labelset import LabelSet, label_of
+from mlxtune.evaluation import choices, predictions, tally
+from mlxtune.evaluation.labelset import LabelSet, label_of
+from mlxtune.evaluation.predictions import Prediction
 from mlxtune.metrics.exact_match import is_exact
 from mlxtune.model import LanguageModel
-from mlxtune.predictions import Prediction
 from mlxtune.recipe import EvaluateRecipe
 from mlxtune.report.score import Score
 from mlxtune.rundir import refuse_existing, write_json

@@ -11,16 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from mlxtune import blend, likelihood, machine, model, survival
-from mlxtune.assembly import Job, OnPhase, Work
-from mlxtune.blend import Part
+from mlxtune import likelihood, machine, model
 from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError, ModelError, RecipeError
 from mlxtune.export import card
+from mlxtune.fusing import blend, survival
+from mlxtune.fusing.assembly import Job, OnPhase, Work
+from mlxtune.fusing.blend import Part
+from mlxtune.fusing.requantize import Change
+from mlxtune.fusing.survival import Survival, kept_share
 from mlxtune.recipe import FuseRecipe, check_quantization
-from mlxtune.requantize import Change
 from mlxtune.rundir import RunDir, refuse_existing, size_of, staged, write_json
-from mlxtune.survival import Survival, kept_share
 from mlxtune.tokenizer import check_vocabulary, load_tokenizer, write_template
 
 

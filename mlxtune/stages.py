@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxtune import adapter, fitting, labelset, model, origin, trackers
-from mlxtune import evaluate as evaluation
+from mlxtune import adapter, fitting, model, origin, trackers
+from mlxtune import evaluate as scores
 from mlxtune import recipe as recipes
 from mlxtune.compare import compare
 from mlxtune.convert import convert
@@ -19,8 +19,9 @@ from mlxtune.data.formats import Text, answer_text
 from mlxtune.data.labels import label_in
 from mlxtune.data.render import Limit, Sample, render
 from mlxtune.errors import DataError, FuseError
+from mlxtune.evaluation import labelset
+from mlxtune.evaluation.labelset import LabelSet
 from mlxtune.fuse import fuse
-from mlxtune.labelset import LabelSet
 from mlxtune.memory import Job, Rows
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
@@ -262,7 +263,7 @@ class Stages:
     def evaluated(self, name: str, lm: LanguageModel, adapter_path: Path | None) -> str:
         if not self.samples("test"):
             return "no test rows"
-        done = evaluation.evaluate(
+        done = scores.evaluate(
             lm,
             self.samples("test"),
             self.recipe.evaluate,
@@ -271,7 +272,7 @@ class Stages:
             adapter_path=adapter_path,
             on_row=self.told,
         )
-        evaluation.write(done, self.folder.evaluation(name), self.folder.predictions(name))
+        scores.write(done, self.folder.evaluation(name), self.folder.predictions(name))
         return summary(done)
 
     @cached_property
@@ -382,7 +383,7 @@ class Stages:
         return str(self.folder.report("html"))
 
 
-def summary(found: evaluation.Evaluation) -> str:
+def summary(found: scores.Evaluation) -> str:
     """The main scores in a line."""
     shown = []
     for score in found.scores:

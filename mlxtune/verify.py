@@ -10,14 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxtune import contrast, hub, model, origin, predictions, tally, workers
+from mlxtune import hub, model, origin, workers
 from mlxtune import recipe as recipes
+from mlxtune.comparison import contrast
 from mlxtune.errors import InputError
 from mlxtune.evaluate import evaluate
-from mlxtune.labelset import label_of
+from mlxtune.evaluation import predictions, tally
+from mlxtune.evaluation.labelset import label_of
+from mlxtune.evaluation.predictions import Prediction
 from mlxtune.metrics.exact_match import is_exact
 from mlxtune.model import LanguageModel
-from mlxtune.predictions import Prediction
 from mlxtune.recipe import EvaluateRecipe
 from mlxtune.report import build, reading
 from mlxtune.report.decision import best, decide

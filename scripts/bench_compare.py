@@ -29,8 +29,8 @@ machine.prepare()
 
 from mlxtune import pipeline  # noqa: E402
 from mlxtune import recipe as recipes  # noqa: E402
-from mlxtune.candidates import PASSAGES  # noqa: E402
 from mlxtune.compare import compare  # noqa: E402
+from mlxtune.comparison.candidates import PASSAGES  # noqa: E402
 from mlxtune.data.files import jsonl  # noqa: E402
 from mlxtune.report import words  # noqa: E402
 from mlxtune.report.score import Score  # noqa: E402

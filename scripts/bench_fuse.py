@@ -29,11 +29,12 @@ machine.prepare()
 
 import mlx.core as mx  # noqa: E402
 
-from mlxtune import adapter, blend, hub, likelihood, model, pipeline, recipe, survival  # noqa: E402
-from mlxtune.blend import Part  # noqa: E402
+from mlxtune import adapter, hub, likelihood, model, pipeline, recipe
 from mlxtune.convert import convert  # noqa: E402
 from mlxtune.data import load  # noqa: E402
 from mlxtune.data.render import Limit, Sample, render  # noqa: E402
+from mlxtune.fusing import blend, survival
+from mlxtune.fusing.blend import Part  # noqa: E402
 from mlxtune.model import LanguageModel  # noqa: E402
 from mlxtune.recipe import LoraRecipe, QuantizeRecipe  # noqa: E402
 from mlxtune.rundir import RunDir  # noqa: E402

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxtune import contrast, tally
+from mlxtune.comparison import contrast
 from mlxtune.data.labels import label_in
-from mlxtune.predictions import Prediction
+from mlxtune.evaluation import tally
+from mlxtune.evaluation.predictions import Prediction
 from mlxtune.recipe import EvaluateRecipe
 from mlxtune.report.decision import decide
 from mlxtune.rundir import RunDir

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from mlxtune import adapter, compare, contrast, evaluate, fidelity, generate, hub, model, pipeline, recipe
+from mlxtune import adapter, compare, evaluate, fidelity, generate, hub, model, pipeline, recipe
+from mlxtune.comparison import contrast
+from mlxtune.comparison.finished import open_run
 from mlxtune.errors import DataError, InputError, MlxtuneError, OutputError, RecipeError, StorageError
-from mlxtune.finished import open_run
 from mlxtune.metrics import divergence
 from mlxtune.recipe import CompareRecipe, Recipe
 from mlxtune.report.decision import decide

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from mlxtune import evaluate as evaluation
-from mlxtune import generate, labelset, likelihood, model, predictions
+from mlxtune import generate, likelihood, model
 from mlxtune.data.files import Row
 from mlxtune.data.formats import Completion, Example, Text
 from mlxtune.data.render import Limit, Sample, render
 from mlxtune.errors import DataError, OutputError, RecipeError, StorageError
 from mlxtune.evaluate import among, evaluate
-from mlxtune.labelset import LabelSet
+from mlxtune.evaluation import labelset, predictions
+from mlxtune.evaluation.labelset import LabelSet
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import DataRecipe, EvaluateRecipe
 from mlxtune.tokenizer import inner

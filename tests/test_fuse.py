@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlxtune import likelihood, model
-from mlxtune.assembly import ways_out
-from mlxtune.blend import Part
 from mlxtune.convert import convert
 from mlxtune.errors import FuseError, InputError, MlxtuneError, ModelError, OutputError, RecipeError
 from mlxtune.fuse import flags_out, fuse
+from mlxtune.fusing.assembly import ways_out
+from mlxtune.fusing.blend import Part
 from mlxtune.recipe import FuseRecipe, LoraRecipe, QuantizeRecipe
 from tests.learned import SAMPLES, learn, logits, with_adapter
 

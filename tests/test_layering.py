@@ -39,7 +39,7 @@ LINES = [
     {"folder"},
     {"shards"},
     {"model", "data", "caches"},
-    {"packing", "prefix"},
+    {"packing", "prefix", "beginnings"},
     {
         "adapter",
         "checkpoint",
@@ -55,15 +55,15 @@ LINES = [
     {"gradient", "layout", "memory"},
     {"fitting"},
     {"quant", "metrics", "export", "trackers"},
-    {"layers", "blend", "survival"},
-    {"requantize"},
-    {"assembly"},
-    {"convert", "quantize", "train", "estimate", "evaluate", "compare", "chat", "serve"},
+    {"layers", "evaluation"},
+    {"convert", "train", "estimate", "evaluate", "chat"},
     {"fidelity", "allotment"},
-    {"strength"},
+    {"fusing"},
     {"fuse"},
+    {"comparison"},
+    {"compare"},
     {"stages"},
-    {"pipeline"},
+    {"pipeline", "verify"},
     {"cli"},
     {"__main__"},
 ]
@@ -74,7 +74,10 @@ BORROWERS = {
     "yaml": {"recipe"},
     "mlx_lm": {"borrow"},
 }
-HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors")
+HEAVY = (
+    "mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "tokenizers", "safetensors", "matplotlib", "bm25s",
+    "sacrebleu", "jsonschema",
+)  # fmt: skip
 LONGEST = 400
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core"}
 

@@ -65,7 +65,7 @@ def command(
       mlxtune compare my.yaml --learning-curve 25,50,100
     """
     if percents:
-        from mlxtune.learning_curve import check
+        from mlxtune.comparison.learning_curve import check
 
         check(percents)
     from mlxtune.rundir import RunDir
@@ -131,9 +131,9 @@ def _with_curve(
 ) -> dict[str, Any]:
     """The comparison with a learning curve, which is written beside it into its file."""
     from mlxtune.compare import RESULT
+    from mlxtune.comparison.finished import open_run
+    from mlxtune.comparison.learning_curve import learning_curve
     from mlxtune.errors import OutputError
-    from mlxtune.finished import open_run
-    from mlxtune.learning_curve import learning_curve
     from mlxtune.rundir import write_json
 
     file = (out or run.compare) / RESULT

@@ -96,10 +96,11 @@ def _refuse_taken(out: Path) -> None:
 
 
 def _of_rows(recipe: Recipe, adapter_path: Path | None, out: Path | None, as_json: bool) -> None:
-    from mlxtune import adapter, labelset, model
+    from mlxtune import adapter, model
     from mlxtune.data import load
     from mlxtune.data.render import Limit, render
     from mlxtune.evaluate import check, evaluate, write
+    from mlxtune.evaluation import labelset
     from mlxtune.tokenizer import inner, load_for_rows
 
     check(recipe.evaluate)
@@ -157,8 +158,8 @@ def _groups(rows: Sequence[Any], column: str | None) -> dict[str, str] | None:
 
 
 def _of_choices(recipe: Recipe, adapter_path: Path | None, file: Path, out: Path | None, as_json: bool) -> None:
-    from mlxtune import multiple_choice
     from mlxtune.data.files import resolve
+    from mlxtune.evaluation import multiple_choice
 
     questions = multiple_choice.read(resolve(str(file)))
     lm = _loaded(recipe, adapter_path)
@@ -177,7 +178,7 @@ def _of_tasks(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from mlxtune import tasks
+    from mlxtune.evaluation import tasks
 
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     tasks.check(wanted, folder)

@@ -11,10 +11,10 @@ from mlxtune.errors import FuseError, InputError
 from mlxtune.report import words
 
 if TYPE_CHECKING:
-    from mlxtune.assembly import Way
-    from mlxtune.blend import Part
     from mlxtune.fuse import Fused
-    from mlxtune.strength import Sweep
+    from mlxtune.fusing.assembly import Way
+    from mlxtune.fusing.blend import Part
+    from mlxtune.fusing.strength import Sweep
 
 BAR = 24  # characters
 
@@ -84,13 +84,14 @@ def command(
     """
     from dataclasses import asdict, replace
 
-    from mlxtune import blend, model, recipe
-    from mlxtune.assembly import ways_out
+    from mlxtune import model, recipe
     from mlxtune.data import load
     from mlxtune.data.render import Limit, Sample, render
     from mlxtune.fuse import fuse
+    from mlxtune.fusing import blend
+    from mlxtune.fusing.assembly import ways_out
+    from mlxtune.fusing.strength import sweep
     from mlxtune.rundir import RunDir, refuse_existing
-    from mlxtune.strength import sweep
     from mlxtune.tokenizer import inner, load_for_rows
 
     parts = [_part(text) for text in adapters]
@@ -164,7 +165,7 @@ def command(
 
 def _part(text: str) -> "Part":
     """`DIR`, or `DIR=WEIGHT` where no folder is called so."""
-    from mlxtune.blend import Part
+    from mlxtune.fusing.blend import Part
 
     folder, equals, weight = text.rpartition("=")
     if not equals or Path(text).exists():

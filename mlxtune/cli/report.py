@@ -85,8 +85,8 @@ def command(runs: tuple[Path, ...], opens: bool, as_json: bool) -> None:
 
 def _show_both(first: "RunDir", second: "RunDir", *, as_json: bool) -> None:
     """Prints two runs side by side."""
+    from mlxtune.comparison.versus import versus
     from mlxtune.report import words
-    from mlxtune.versus import versus
 
     found = versus(first, second)
     if as_json:

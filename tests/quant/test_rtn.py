@@ -12,10 +12,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxtune import layers, model, precision
 from mlxtune.errors import ModelError
+from mlxtune.fusing.requantize import packed_layer
 from mlxtune.quant import rtn
 from mlxtune.quant.packing import Packing
 from mlxtune.recipe import QuantizeRecipe
-from mlxtune.requantize import packed_layer
 
 WEIGHTS, NORMS = 1_376_256, 7 * 192  # of the embedded model: in layers that can be quantized, and in norms
 LAYERS = 3 * 7 + 1

@@ -39,7 +39,10 @@ def test_nothing_gives_the_defaults() -> None:
             {"quantize": {"zzzz": 1}},
             "unknown key `quantize.zzzz`; known here: bits, group_size, mode, method",
         ),
-        ({1: 2}, "unknown key `1`; known here: model, revision, seed, data, quantize, lora, train, evaluate, fuse, compare"),
+        (
+            {1: 2},
+            "unknown key `1`; known here: model, revision, seed, data, quantize, lora, train, evaluate, fuse, compare",
+        ),
         # `lora` has a `method` too: the section at hand wins
         ({"quantize": {"method_": "rtn"}}, "unknown key `quantize.method_`; did you mean `quantize.method`?"),
     ],
