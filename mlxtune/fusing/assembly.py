@@ -120,6 +120,7 @@ class Work:
                 chosen = {name: originals.pop(name) for name in names if name in originals}
                 for change in requantize.remake(net, some, inputs, chosen, self._keep):
                     self.changes[change.name] = change
+                inputs.clear()  # before the next are found
                 self.job.on_phase("layers fused", len(self.packings) - len(self.waiting), len(self.packings))
 
     def _calibrated(self, net: nn.Module) -> Generator[tuple[list[str], dict[str, Inputs]], None, None]:
@@ -141,10 +142,9 @@ class Work:
             return tuned.net
 
         for found in calibrate.gathered(make, rows, list(inside), hessian=True):
-            yield (
-                [inside[name] for name in found],
-                {inside[name]: each for name, each in found.items() if each is not None},
-            )
+            names, inputs = [inside[name] for name in found], {inside[name]: each for name, each in found.items()}
+            found.clear()  # what is held here would be held while the next are found
+            yield names, {name: each for name in names if (each := inputs.pop(name)) is not None}
 
     def _keep(self, name: str, made: nn.Module) -> nn.Module:
         """Writes a layer to its file; what is returned, and what `_made` returns later, holds no values until used."""

@@ -172,8 +172,11 @@ def _add(sums: Sums, seen: dict[int, tuple[mx.array, list[str]]], hessian: bool)
 
 
 def _means(sums: Sums, names: Sequence[str], hessian: bool) -> dict[str, Inputs | None]:
+    """Of each layer, evaluated, as threads compute no graphs of another; `sums` is emptied, its memory used again."""
     read_by = {name: tuple(key for key in sums if name in key) for name in names}
     means = {keys: _mean([sums[key] for key in keys], hessian) for keys in set(read_by.values()) if keys}
+    sums.clear()
+    mx.eval([(each.mean_square, [] if each.hessian is None else each.hessian) for each in means.values()])
     return {name: means.get(keys) for name, keys in read_by.items()}
 
 
@@ -181,9 +184,7 @@ def _mean(sums: list[tuple[mx.array, int]], hessian: bool) -> Inputs:
     count = sum(each for _, each in sums)
     total = sums[0][0] if len(sums) == 1 else mx.stack([each for each, _ in sums]).sum(axis=0)
     mean = total / count
-    made = Inputs(mx.diag(mean) if hessian else mean, mean if hessian else None, count)
-    mx.eval(made.mean_square, [] if made.hessian is None else made.hessian)  # here: threads compute no others' graphs
-    return made
+    return Inputs(mx.diag(mean) if hessian else mean, mean if hessian else None, count)
 
 
 def _batches(samples: Sequence[Sample]) -> Iterator[np.ndarray[Any, np.dtype[np.int32]]]:

@@ -129,8 +129,8 @@ def _together(made: list[tuple[mx.array, mx.array, mx.array]]) -> _Groups:
 
 def damped(hessian: mx.array, damping: float = DAMPING) -> mx.array:
     """H with `damping` times its mean diagonal added to the diagonal, (I, I) float32; never singular."""
-    mean = mx.diag(hessian).mean()
-    return hessian + mx.where(mean > 0, damping * mean, 1.0) * mx.eye(len(hessian))
+    mean, each = mx.diag(hessian).mean(), mx.arange(len(hessian))
+    return hessian.at[each, each].add(mx.where(mean > 0, damping * mean, 1.0))
 
 
 def upper(hessian: mx.array) -> mx.array:
