@@ -23,7 +23,7 @@ from tests.learned import SAMPLES, learn, logits, with_adapter
 import mlx_lm  # after mlxtune.model, which keeps its import from lowering the limit of open files
 
 FILES = [
-    "config.json", "fuse.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "README.md", "config.json", "fuse.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json",
 ]  # fmt: skip
 

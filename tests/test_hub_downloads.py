@@ -26,13 +26,13 @@ KEPT = {
     for name in (
         "config.json", "chat_template.jinja", "generation_config.json", "merges.txt", "model.safetensors",
         "model.safetensors.index.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model",
-        "tokenizer_config.json", "vocab.json", "vocab.txt",
+        "tokenizer_config.json", "vocab.json", "vocab.txt", "README.md", "LICENSE",
     )
 }  # fmt: skip
 LEFT = {
     name: name.encode()
     for name in (
-        ".gitattributes", "README.md", "consolidated.safetensors", "flax_model.msgpack", "model.ckpt", "model.gguf",
+        ".gitattributes", "consolidated.safetensors", "flax_model.msgpack", "model.ckpt", "model.gguf",
         "model.h5", "modeling_llama.py", "onnx/config.json", "original/consolidated.00.pth",
         "original/model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", "requirements.txt",
         "training_args.pt",

@@ -91,7 +91,7 @@ def test_training_first_and_the_rest_later(make: Make) -> None:
     assert sha256(Path("run/adapter/adapters.safetensors")) == adapter
     at_once = pipeline.run(make(), Path("other"))
     for column in ("base", "tuned", "fused"):
-        assert late[column] == at_once[column] and len(late[column]) == 3
+        assert late[column] == at_once[column] and len(late[column]) >= 3
 
 
 def test_predictions_name_the_rows_of_the_run_whoever_made_them(make: Make) -> None:
@@ -99,7 +99,7 @@ def test_predictions_name_the_rows_of_the_run_whoever_made_them(make: Make) -> N
     pipeline.run(make(), Path("run"), stages=("audit", "split", "convert", "evaluate base"))
     pipeline.run(make(), Path("run"))
     places = {
-        column: [each["where"] for each in json.loads(Path(f"run/eval/{column}.json").read_text())["predictions"]]
+        column: [json.loads(line)["where"] for line in Path(f"run/eval/{column}.jsonl").read_text().splitlines()]
         for column in ("base", "tuned", "fused")
     }
     count = len(Path("run/data/test.jsonl").read_text().splitlines())

@@ -29,6 +29,7 @@ def test_the_names_in_a_run_folder() -> None:
         "adapter": "runs/a/adapter",
         "base": "runs/a/base",
         "checkpoints": "runs/a/checkpoints",
+        "compare": "runs/a/compare",
         "data": "runs/a/data",
         "fused": "runs/a/fused",
         "log": "runs/a/log.jsonl",
@@ -37,6 +38,7 @@ def test_the_names_in_a_run_folder() -> None:
         "recipe": "runs/a/recipe.yaml",
     }
     assert str(run.evaluation("tuned")) == "runs/a/eval/tuned.json"
+    assert str(run.predictions("tuned")) == "runs/a/eval/tuned.jsonl"
     assert str(run.report("html")) == "runs/a/report.html"
 
 

@@ -24,15 +24,21 @@ Far = Callable[[mx.array, mx.array], float]
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 MODEL = ["config.json", "model.safetensors", "model.safetensors.index.json", *TOKENIZER]
+CANDIDATES = [f"{name}.jsonl" for name in ("base", "few_shot", "fused", "prompt", "retrieval", "tuned")]
 FILES = [
     ".lock",
-    *("adapter", "adapter/adapter_config.json", "adapter/adapters.safetensors", "adapter/training.json"),
+    *("adapter", "adapter/README.md", "adapter/adapter_config.json", "adapter/adapters.safetensors", "adapter/training.json"),
     *("base", *(f"base/{name}" for name in MODEL)),
+    *("compare", *(f"compare/{name}" for name in sorted(["compare.json", *CANDIDATES]))),
     *("data", "data/audit.json", "data/test.jsonl", "data/train.jsonl", "data/valid.jsonl"),
-    *("eval", "eval/base.json", "eval/fused.json", "eval/tuned.json"),
-    *("fused", *(f"fused/{name}" for name in sorted([*MODEL, "fuse.json"]))),
+    *("eval", *(f"eval/{name}.{kind}" for name in ("base", "fused", "tuned") for kind in ("json", "jsonl"))),
+    *("fused", *(f"fused/{name}" for name in sorted([*MODEL, "README.md", "fuse.json"]))),
     *("log.jsonl", "loss.svg", "origin.json", "recipe.yaml", "report.html", "report.json", "report.md"),
 ]
+METRICS = [
+    "loss", "perplexity", "token_accuracy", "exact_match", "accuracy", "macro_f1", "outside_labels", "label_accuracy",
+    "ece",
+]  # fmt: skip
 SCORE = {"metric", "value", "unit", "ci_low", "ci_high", "n", "better"}
 RECIPE = """
 model: tiny
@@ -92,7 +98,7 @@ def test_the_whole_path(listing: Listing, logits: Logits, plain_logits: Logits, 
     assert report == json.loads((run / "report.json").read_text())
     for column in ("base", "tuned", "fused"):
         scores = report[column]
-        assert [score["metric"] for score in scores] == ["loss", "perplexity", "exact_match", "accuracy"]
+        assert [score["metric"] for score in scores] == METRICS
         assert all(score.keys() == SCORE and score["n"] == 6 for score in scores)
         assert scores == json.loads((run / "eval" / f"{column}.json").read_text())["scores"]
     loss = {column: report[column][0]["value"] for column in ("base", "tuned", "fused")}
@@ -154,7 +160,7 @@ def test_a_run_can_be_repeated_from_its_own_recipe(
     a, b = listing(first), listing(second)
     assert a.keys() == b.keys()
     timed = {"adapter/training.json", "log.jsonl", "report.html", "report.json", "report.md", "fused/fuse.json"}
-    timed |= {name for name in a if name.startswith("eval/")} | {"adapter/adapter_config.json"}
+    timed |= {name for name in a if name.startswith(("eval/", "compare/"))} | {"adapter/adapter_config.json"}
     assert {name for name in a if a[name] != b[name]} <= timed
     configs = [json.loads((run / "adapter" / "adapter_config.json").read_text()) for run in (first, second)]
     assert [config.pop("model") for config in configs] == ["runs/my/base", "again/base"]

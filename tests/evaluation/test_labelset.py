@@ -15,7 +15,7 @@ from mlxtune.evaluation import labelset
 from mlxtune.recipe import DataRecipe, EvaluateRecipe
 from mlxtune.tokenizer import inner, load_for_rows
 
-PACKAGE = Path(__file__).parents[1] / "mlxtune"
+PACKAGE = Path(__file__).parents[2] / "mlxtune"
 DATA, WORD = DataRecipe(), r"\A\s*(\w+)"
 LABELS = ("card", "card_arrival", "lost_card", "refund")
 REAL = ("qwen2.5-0.5b-instruct", "smollm2-135m-instruct", "mistral-v3", "ort-phi-3-mini")
