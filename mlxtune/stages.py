@@ -27,6 +27,7 @@ from mlxtune.model import LanguageModel
 from mlxtune.recipe import Recipe
 from mlxtune.recipe.settings import CALIBRATED
 from mlxtune.report import build
+from mlxtune.report.decision import IN_SHORT
 from mlxtune.rundir import RunDir, make_folder, staged, write_json, write_text
 from mlxtune.steplog import StepLog
 from mlxtune.tokenizer import inner, load_for_rows
@@ -295,7 +296,7 @@ class Stages:
             return "no test rows"
         self.base_lm = self.tuned_lm = None
         done = compare(self.folder, self.recipe, source=self.source, on_progress=self.told)
-        return str(done["verdict"]["sentence"])
+        return f"{len(done['candidates'])} candidates: {IN_SHORT[done['verdict']['decision']]}"
 
     def told(self, what: str, done: int, total: int) -> None:
         self.on_event(Event(kind="progress", stage=self.stage, detail=what, done=done, total=total))

@@ -24,6 +24,12 @@ from mlxtune.report.score import Score
 from mlxtune.report.words import figure, metric_name, number
 
 TUNE, PROMPT, RETRIEVE, CANNOT_TELL = "tune", "prompt", "retrieve", "cannot_tell"
+IN_SHORT = {
+    TUNE: "tuning is worth it",
+    PROMPT: "a prompt is enough",
+    RETRIEVE: "retrieval suits these rows better",
+    CANNOT_TELL: "cannot tell yet",
+}
 LEVEL = 0.05
 MARGIN = 0.05  # points of a share, or nats per token: a gain below it is not worth a training
 CEILING, CEILING_LOW = 0.95, 0.9
@@ -167,8 +173,7 @@ class _Case:
         return (found, score) if found is not None and score is not None else None
 
     def _tune_sentence(self) -> str:
-        forgot = self._forgotten()
-        price = f", but it was paid for: {forgot}" if forgot is not None else ""
+        price = ", but more was forgotten than the budget allows" if self._forgotten() is not None else ""
         return f"Tuning is worth it on {_counted(self.u.n, 'held-out ')}: {self.figures()}, {self.gain()}{price}."
 
     def reasons(self) -> list[str]:
@@ -176,7 +181,7 @@ class _Case:
         p, compared = self.difference["p_adjusted"], self.comparisons
         times = f" after adjusting for {compared} comparisons" if compared > 1 else ""
         clear = "below" if p < LEVEL else "not below"
-        found = [f"p = {_p(p)}{times}, {clear} {LEVEL}"]
+        found = [f"p {_p(p)}{times}, {clear} {LEVEL}"]
         if self.clear <= 0:
             left = f"the interval leaves tuning {_amount(max(0.0, self.most_gain), self.u.unit)} to gain"
             compared_to = "no more than" if self.most_gain <= MARGIN else "more than"
@@ -262,7 +267,7 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _p(p: float) -> str:
-    return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def _counted(rows: int, kind: str = "") -> str:

@@ -23,7 +23,7 @@ STYLE = """
 --accent:#62a8e5;--train:#7d8791;--good:#56c98a;--bad:#f08a80;--unsure:#e0b354;--field:#262b30;--new:#1f4a33;--gone:#5a2723}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 3rem}
+main{max-width:68rem;margin:0 auto;padding:1.5rem 1rem 3rem}
 header p{margin:0;color:var(--muted);overflow-wrap:anywhere}
 h1,h2,h4,summary,.why{overflow-wrap:anywhere}
 h1{font-size:1.35rem;line-height:1.4;font-weight:600;margin:.6rem 0 1.2rem;padding:1rem 1.1rem;background:var(--card);

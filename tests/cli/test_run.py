@@ -27,7 +27,13 @@ MODEL = ["config.json", "model.safetensors", "model.safetensors.index.json", *TO
 CANDIDATES = [f"{name}.jsonl" for name in ("base", "few_shot", "fused", "prompt", "retrieval", "tuned")]
 FILES = [
     ".lock",
-    *("adapter", "adapter/README.md", "adapter/adapter_config.json", "adapter/adapters.safetensors", "adapter/training.json"),
+    *(
+        "adapter",
+        "adapter/README.md",
+        "adapter/adapter_config.json",
+        "adapter/adapters.safetensors",
+        "adapter/training.json",
+    ),
     *("base", *(f"base/{name}" for name in MODEL)),
     *("compare", *(f"compare/{name}" for name in sorted(["compare.json", *CANDIDATES]))),
     *("data", "data/audit.json", "data/test.jsonl", "data/train.jsonl", "data/valid.jsonl"),

@@ -52,7 +52,7 @@ def test_tuning_is_clearly_better() -> None:
         "decision": "tune",
         "sentence": "Tuning is worth it on 100 held-out rows: accuracy 90 % (82-98) by the tuned model, 60 % (52-68) "
         "by the base model with a prompt, a difference of +30.0 points (95 % interval +20.0 to +40.0).",
-        "reasons": ["p = 4.0e-04 after adjusting for 2 comparisons, below 0.05"],
+        "reasons": ["p < 0.001 after adjusting for 2 comparisons, below 0.05"],
         "rows_needed": None,
     }
 
@@ -68,12 +68,12 @@ def test_clear_is_below_the_level(p: float, decision: str) -> None:
 def test_what_was_forgotten_is_said_in_the_same_sentence() -> None:
     tuned = candidate("tuned", 0.9, kind="tuned", difference=(0.3, 0.2, 0.4, 0.0004))
     within = decide([PROMPT, tuned], "accuracy", forgetting(0.08))
-    assert "paid" not in within["sentence"]
+    assert "forgotten" not in within["sentence"]
     assert within["reasons"][-1] == ("the loss on the anchor rose by 0.08 nats per token, within the budget of 0.100")
     beyond = decide([PROMPT, tuned], "accuracy", forgetting(0.42))
     assert beyond["decision"] == "tune"
     forgot = "the loss on the anchor rose by 0.420 nats per token, more than the budget of 0.100"
-    assert beyond["sentence"].endswith(f"(95 % interval +20.0 to +40.0), but it was paid for: {forgot}.")
+    assert beyond["sentence"].endswith("(95 % interval +20.0 to +40.0), but more was forgotten than the budget allows.")
     assert beyond["reasons"][-1] == forgot
     better = decide([PROMPT, tuned], "accuracy", forgetting(-0.3))
     assert better["reasons"][-1] == "the loss on the anchor fell by 0.300 nats per token, within the budget of 0.100"
