@@ -37,8 +37,8 @@ def test_commands_in_their_order(invoke: Invoke) -> None:
     assert (code, err) == (0, "")
     listed = re.findall(r"^  (\w+)  ", out.split("Commands:\n")[1], re.MULTILINE)
     assert listed == [
-        "run", "convert", "quantize", "dequantize", "estimate", "train", "evaluate", "fuse", "compare", "generate", "chat",
-        "data", "report", "verify", "doctor",
+        "run", "convert", "quantize", "dequantize", "estimate", "train", "evaluate", "fuse", "compare", "generate",
+        "chat", "data", "report", "verify", "doctor",
     ]  # fmt: skip
     assert invoke("-h") == (0, out, "")
     assert invoke("--version") == (0, f"mlxtune {__version__}\n", "")
