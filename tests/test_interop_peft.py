@@ -218,8 +218,9 @@ def test_a_step_is_that_of_peft(folder: Path, method: str, optimizer: str) -> No
     show(f"{folder.name} {method} {optimizer}", worst)
     assert worst["loss"] <= 1e-5
     assert worst["gradient"] <= 1e-4
-    assert worst["factors"] <= 1e-4
-    assert worst["change"] <= 5e-3  # Adam makes as much of a gradient that is all rounding as of a large one
+    # Adam makes as much of a gradient that is all rounding as of a large one
+    assert worst["factors"] <= (1e-3 if optimizer == "adamw" else 1e-4)
+    assert worst["change"] <= 5e-3
 
 
 @pytest.mark.interop
