@@ -220,7 +220,7 @@ def test_a_step_is_that_of_peft(folder: Path, method: str, optimizer: str) -> No
     assert worst["gradient"] <= 1e-4
     # Adam makes as much of a gradient that is all rounding as of a large one
     assert worst["factors"] <= (1e-3 if optimizer == "adamw" else 1e-4)
-    assert worst["change"] <= 5e-3
+    assert worst["change"] <= (5e-2 if optimizer == "adamw" else 5e-3)
 
 
 @pytest.mark.interop
