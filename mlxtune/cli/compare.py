@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mlxtune.recipe import Recipe
     from mlxtune.rundir import RunDir
 
-HEADINGS = ["score", "difference", "p", "prompt tokens", "answer", "s/row", "memory", "size"]
 OWN = r"(compare|evaluate)[.:]"  # what may be set otherwise than in the run
 
 
@@ -157,9 +156,8 @@ def _reported(run: "RunDir", out: Path | None) -> None:
 
 def show(value: dict[str, Any]) -> None:
     """Prints the table of candidates, what else was measured, and the verdict."""
-    metric = value["metric"]
-    title = words.metric_name(metric) if metric is not None else ""
-    display.table([title, *HEADINGS], [_cells(each, metric) for each in value["candidates"]])
+    headings, rows = words.comparison_table(value)
+    display.table(headings, [[display.harmless(cell) for cell in row] for row in rows])
     for name, reason in value["left_out"].items():
         display.note(display.harmless(f"not compared: {name} ({reason})"))
     display.result()
@@ -169,34 +167,6 @@ def show(value: dict[str, Any]) -> None:
     display.result(display.harmless(value["verdict"]["sentence"]))
     for reason in value["verdict"]["reasons"]:
         display.result(display.harmless(f"  - {reason}"))
-
-
-def _cells(candidate: dict[str, Any], metric: str | None) -> list[str]:
-    score = next((Score(**each) for each in candidate["scores"] if each["metric"] == metric), None)
-    difference, cost = candidate["difference"], candidate["cost"]
-    share = score is not None and score.unit == "share"
-    return [
-        display.harmless(candidate["name"]),
-        words.figure(score) if score is not None else "-",
-        _difference(difference, share) if difference is not None else "-",
-        f"{difference['p_adjusted']:.2g}" if difference is not None else "-",
-        _number(cost.get("prompt_tokens"), ".0f"),
-        _number(cost.get("answer_tokens"), ".1f"),
-        _number(cost.get("seconds_per_row"), ".2g"),
-        _number(cost.get("peak_memory_gb"), ".2f", " GB"),
-        words.size(cost["bytes"]) if cost.get("bytes") is not None else "-",
-    ]
-
-
-def _difference(difference: dict[str, Any], share: bool) -> str:
-    """`+12.3 (+4.1 to +20.2)`, in points for shares."""
-    factor, digits = (100, 1) if share else (1, 3)
-    value, low, high = (f"{factor * difference[name]:+.{digits}f}" for name in ("value", "ci_low", "ci_high"))
-    return f"{value} ({low} to {high})"
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def _lines(value: dict[str, Any]) -> list[str]:

@@ -50,7 +50,8 @@ p+.sample{margin-top:.8rem}.sample{border-top:1px solid var(--line);padding:.8re
 .answers h4{font-size:.85rem;font-weight:400;color:var(--muted);margin:0 0 .2rem}
 ins,del{text-decoration:none;border-radius:3px;padding:0 .1em}ins{background:var(--new)}del{background:var(--gone)}
 tr.tuned td:first-child b{color:var(--accent)}td:first-child b{white-space:normal}
-td:first-child span{white-space:normal}table.wide td:first-child{min-width:12rem}
+td:first-child span{white-space:normal}table.wide td:first-child{min-width:11rem}
+table.wide th,table.wide td{padding-left:.35rem;padding-right:.35rem}table.wide td:first-child{padding-left:0}
 h1+.why{margin:-.4rem 0 1.2rem;padding:0 1.1rem;color:var(--muted)}.why li{margin:.15rem 0}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.25rem 1rem;margin:0}
 dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
@@ -63,8 +64,8 @@ ul{margin:0;padding-left:1.2rem}
 footer{color:var(--muted);font-size:.85rem}
 @media (max-width:34rem){h1{font-size:1.15rem}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.5rem}
 table{font-size:.92rem}th,td{padding:.4rem .2rem .4rem 0}td b,td span{white-space:normal}
-table.wide td b,table.wide td span{white-space:nowrap}
-table.wide th,table.wide td{padding-right:.8rem}td span{font-size:.78rem}}
+table.wide td+td b,table.wide td+td span{white-space:nowrap}table.wide td:first-child{min-width:0}
+table.wide td:first-child span{display:none}td span{font-size:.78rem}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--text:#000;--muted:#444;--line:#bbb;--accent:#1f6fb2;
 --train:#888;--good:#155f39;--bad:#8f2a24;--unsure:#6b4b00;--field:#f3f3f3;--new:#cdebd8;--gone:#f7d6d2}ins{text-decoration:underline}
 del{text-decoration:line-through}main{max-width:none;padding:0}

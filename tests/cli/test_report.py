@@ -101,7 +101,7 @@ def test_a_comparison_is_shown_with_its_reasons(tmp_path: Path) -> None:
     )
     assert lines[7].split()[:7] == ["few", "shot", "50", "%", "(40-60)", "-", "-"]
     assert lines[10].startswith("Tuning is worth it on 96 held-out rows")
-    assert lines[11].startswith("  p = ") and lines[11].endswith("below 0.05")
+    assert lines[11].startswith("  p ") and lines[11].endswith("below 0.05")
 
 
 def test_open_opens_the_page_and_says_if_it_cannot(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
