@@ -81,7 +81,7 @@ def test_a_finished_comparison_is_shown_without_a_model(compared: Compared, monk
     value = json.loads(compared.json)
     lines = done.stdout.splitlines()
     assert lines[0].split()[:2] == ["held-out", "loss"]
-    assert [line.split()[0] for line in lines[1:5]] == NAMES
+    assert [line.split("  ")[0].replace(" ", "_") for line in lines[1:5]] == NAMES
     assert done.stderr == LEFT_OUT
     assert lines[5] == ""
     assert any(line.startswith("forgetting on ") for line in lines)
