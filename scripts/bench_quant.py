@@ -221,7 +221,12 @@ def cut(encode: Callable[[str], list[int]], sets: list[Iterator[str]], end: int,
 def run(bench: Bench, bits: list[int], learn: bool, budgeted: bool) -> Iterator[Line]:
     """Every line, as it is measured."""
     inputs = {
-        name: calibrate.gather(bench.source, rows, list(bench.weights), hessian=True)
+        name: {
+            layer: each
+            for part in calibrate.gathered(lambda: bench.source, rows, list(bench.weights), hessian=True)
+            for layer, each in part.items()
+            if each is not None
+        }
         for name, rows in bench.rows.items()
     }
     methods: dict[str, budget.Pack] = {"search": lambda name, weight, packing: search.pack(weight, packing)}

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from mlxtune import model, pipeline, recipe
 from mlxtune.cli import compare as module
-from mlxtune.cli.compare import command
+from mlxtune.cli import group
 from mlxtune.errors import MlxtuneError
 from mlxtune.rundir import RunDir
 
@@ -21,7 +21,7 @@ LEFT_OUT = "not compared: prompt (compare.prompt is not set, and the answers giv
 
 
 def call(*args: object) -> Result:
-    return CliRunner().invoke(command, [str(arg) for arg in args])
+    return CliRunner().invoke(group, ["compare", *(str(arg) for arg in args)])
 
 
 def error(*args: object) -> str:
