@@ -12,12 +12,13 @@ from typing import Any
 
 from mlxtune import adapter, generate, hub, model
 from mlxtune import recipe as recipes
-from mlxtune.comparison import candidates, contrast, endpoint, judge
+from mlxtune.comparison import candidates, contrast, endpoint, forgetting, judge, retrieval
 from mlxtune.comparison.contamination import MOST_NAMED, near
 from mlxtune.comparison.contrast import Prediction
-from mlxtune.comparison.finished import Finished, Rows, open_run
+from mlxtune.comparison.finished import Asked, Finished, Rows, open_run
 from mlxtune.comparison.scoring import Known, OnProgress, Scored, Scoring, read_evaluation
 from mlxtune.data import files
+from mlxtune.errors import InputError
 from mlxtune.evaluation import multiple_choice
 from mlxtune.recipe import CompareRecipe, Recipe
 from mlxtune.report.decision import best, decide
@@ -58,7 +59,11 @@ def compare(
     check(settings, on_bytes)
     finished = open_run(run, recipe, source, on_bytes)
     earlier = read_evaluation(since, "tuned") if since is not None else None
+    for server in _servers(settings):
+        endpoint.ask(server, [{"role": "user", "content": "Say OK."}], max_tokens=8)  # is anyone there?
     work = Scoring(finished, settings, on_progress)
+    if earlier is not None and since is not None:
+        _refuse_other_rows(since, earlier, work)
     with staged(target) as scratch:
         work.score_all()
         value = _summed_up(work)
@@ -80,21 +85,49 @@ def check(settings: CompareRecipe, on_bytes: OnBytes = lambda done, total: None)
         candidates.check_prompt(settings.prompt)
     if settings.endpoint is not None:
         endpoint.check(settings.endpoint, settings.endpoint_model)
+    if settings.documents is not None and settings.retrieval:
+        retrieval.of_folder(settings.documents)
     if settings.choices is not None:
-        multiple_choice.read(Path(settings.choices).expanduser())
+        multiple_choice.read(files.resolve(settings.choices))
     if settings.anchor is not None:
-        files.resolve(settings.anchor)
+        forgetting.check_anchor(settings.anchor)
     for width in settings.widths:
         recipes.check_quantization(width, 64, "affine", "compare.widths")
     for given in settings.models:
         base, _, own = given.partition("+")
-        hub.fetch(base, None, on_bytes)
+        folder = hub.fetch(base, None, on_bytes)
         if own:
-            adapter.check(Path(own).expanduser())
+            _check_fits(folder, Path(own).expanduser())
+        else:
+            model.check(folder)
     if settings.judge is not None and endpoint.is_url(settings.judge):
         endpoint.check(settings.judge, settings.endpoint_model)
     elif settings.judge is not None:
-        hub.fetch(settings.judge, None, on_bytes)
+        model.check(hub.fetch(settings.judge, None, on_bytes))
+
+
+def _check_fits(folder: Path, own: Path) -> None:
+    """Refuses an adapter that does not fit a model; no weight of the model is read. Raises ModelError."""
+    adapter.check(own)
+    net, config = model.outline(folder)
+    adapter.load(model.LanguageModel(net, Asked.of(folder, None).tokenizer, config, folder), own)
+
+
+def _servers(settings: CompareRecipe) -> list[endpoint.Endpoint]:
+    """The servers that will be asked, each once."""
+    urls = [settings.endpoint, settings.judge if endpoint.is_url(settings.judge or "") else None]
+    return [endpoint.check(url, settings.endpoint_model) for url in dict.fromkeys(urls) if url is not None]
+
+
+def _refuse_other_rows(since: RunDir, earlier: Known, work: Scoring) -> None:
+    """Refuses an earlier run that has no row of this one. Raises InputError."""
+    decode = work.finished.asked.tokenizer.decode
+    now = [
+        {"prompt": decode(each.tokens[: each.prompt_length]), "expected": each.answer} for each in work.plain.samples
+    ]
+    if not contrast.same_rows(earlier.predictions, now):
+        hint = "--against takes a run on the same test rows and chat template"
+        raise InputError("has no test row of this run", where=since.root, hint=hint)
 
 
 def _summed_up(work: Scoring) -> dict[str, Any]:

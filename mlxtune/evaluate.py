@@ -26,7 +26,7 @@ from mlxtune.report.score import Score
 from mlxtune.rundir import refuse_existing, write_json
 
 OnRow = Callable[[str, int, int], None]
-__all__ = ["Evaluation", "Prediction", "check", "evaluate", "write"]
+__all__ = ["Evaluation", "Prediction", "check", "evaluate", "refuse_impossible", "write"]
 check = tally.check
 
 
@@ -74,12 +74,10 @@ def evaluate(
 
     With a `label_set` its labels are scored by their probabilities too, and compared where `settings.label` is not
     set. `groups` names the group of a row by its place; intervals are then over groups.
-    Raises DataError if there are no rows or an expected answer lacks the label that `settings.label` asks for, and
-    RecipeError for a metric that these rows cannot tell.
+    Raises as `refuse_impossible`, before anything is computed.
     """
     schema = check(settings)
-    if not samples:
-        raise DataError("there are no rows to evaluate", hint="give a file with rows")
+    refuse_impossible(samples, settings, label_set)
     expected = _expected_labels(samples, settings, label_set)
     started = time.monotonic()
     mx.reset_peak_memory()
@@ -116,6 +114,26 @@ def evaluate(
     )
 
 
+def refuse_impossible(samples: Sequence[Sample], settings: EvaluateRecipe, label_set: LabelSet | None = None) -> None:
+    """Refuses what no model could be scored by on these rows; needs none.
+
+    Raises DataError if there are no rows, an expected answer lacks the label that `settings.label` asks for, or has
+    one that is not among `settings.labels`, and RecipeError for a metric that these rows cannot tell.
+    """
+    if not samples:
+        raise DataError("there are no rows to evaluate", hint="give a file with rows")
+    expected = _expected_labels(samples, settings, label_set)
+    blank = [
+        Prediction(
+            where=sample.where, prompt="", expected=sample.answer, answer="" if sample.answer is not None else None,
+            loss=0.0, tokens=1, exact=None, right=False if row in expected else None, label_expected=expected.get(row),
+            label_probability=0.0 if label_set is not None else None, answer_tokens=0, tokens_right=0,
+        )
+        for row, sample in enumerate(samples)
+    ]  # fmt: skip
+    tally.refuse_impossible(tally.Rows(blank, settings))
+
+
 def _expected_labels(samples: Sequence[Sample], settings: EvaluateRecipe, label_set: LabelSet | None) -> dict[int, str]:
     """The label that each answered row expects, where labels are compared."""
     if settings.label is None and label_set is None and not settings.labels:
@@ -130,6 +148,10 @@ def _expected_labels(samples: Sequence[Sample], settings: EvaluateRecipe, label_
                 f"the pattern {settings.label!r} finds no label in its answer {sample.answer[:60]!r}",
                 where=sample.where,
                 hint="change evaluate.label or that row",
+            )
+        if settings.labels and label not in settings.labels:
+            raise DataError(
+                f"its label {label[:60]!r} is not among evaluate.labels", where=sample.where, hint="name all labels"
             )
         found[row] = label
     return found

@@ -3,6 +3,7 @@
 With `full` the models answer again too. Knows what a run leaves in its folder; writes nothing.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from mlxtune.model import LanguageModel
 from mlxtune.recipe import EvaluateRecipe
 from mlxtune.report import build, reading
 from mlxtune.report.decision import best, decide
+from mlxtune.report.shapes import Exact, Maybe, misfit
 from mlxtune.report.words import COLUMNS
 from mlxtune.rundir import RunDir, read_json
 from mlxtune.stages import Stages
@@ -91,16 +93,34 @@ def verify(run: RunDir, *, full: bool = False, on_progress: OnProgress = lambda 
         raise InputError("is no report of this version", where=path, hint="write it again with `mlxtune report`")
     result = Verified()
     _check_files(run, stated["files"], result)
-    try:
+    with _readable(run, run.report("json"), result):
         _check_report(run, stated, result)
-        _check_evaluations(run, result)
-        _check_comparison(run, result)
-        if full:
+    with _readable(run, run.recipe, result):
+        settings = recipes.load(run.recipe).evaluate if run.recipe.is_file() else None
+        if settings is not None:
+            schema = tally.check(settings)
+            for name in COLUMNS:
+                with _readable(run, run.predictions(name), result):
+                    _check_evaluation(run, name, settings, schema, result)
+            with _readable(run, run.compare / "compare.json", result):
+                _check_comparison(run, settings, schema, result)
+    if full:
+        with _readable(run, run.recipe, result):
             _check_models(run, result, on_progress)
-    except InputError as error:  # a file that was altered may not even be readable
-        where = Path(error.where or "").name if error.where else str(run.root)
-        result.differs(where, "content", "readable", error.what)
     return result
+
+
+@contextlib.contextmanager
+def _readable(run: RunDir, file: Path, result: Verified) -> Iterator[None]:
+    """Inside, what cannot be read is a difference of the file that the error names, else of `file`."""
+    try:
+        yield
+    except InputError as error:  # a file that was altered may not even be readable
+        named = Path(error.where or "")
+        at = named if named.is_relative_to(run.root) else file
+        found = Difference(file=at.relative_to(run.root).as_posix(), key="content", stated="readable", found=error.what)
+        if found not in result.differences:
+            result.differences.append(found)
 
 
 def _check_files(run: RunDir, stated: Mapping[str, Any], result: Verified) -> None:
@@ -119,7 +139,7 @@ def _check_report(run: RunDir, stated: dict[str, Any], result: Verified) -> None
     before, after = ({name: each for name, each in one.items() if name not in apart} for one in (stated, again))
     result.compare("report.json", before, after)
     paths = stated.get("paths")
-    known = isinstance(paths, dict) and paths.keys() == again["paths"].keys()
+    known = isinstance(paths, dict) and misfit(paths, Exact(dict.fromkeys(again["paths"], Maybe(str)))) is None
     shown = {**again, "paths": paths if known else again["paths"], "files": stated["files"]}
     for suffix, page in build.pages(shown).items():
         file = run.report(suffix)
@@ -130,28 +150,33 @@ def _check_report(run: RunDir, stated: dict[str, Any], result: Verified) -> None
             result.differs(file.name, f"line {line}", old, new)
 
 
-def _check_evaluations(run: RunDir, result: Verified) -> None:
-    """Every score and table is what the predictions give."""
-    if not run.recipe.is_file():
+def _check_evaluation(run: RunDir, name: str, settings: EvaluateRecipe, schema: object, result: Verified) -> None:
+    """Every score and table of an evaluation is what its predictions give."""
+    stated = reading.evaluation_of(run, name)
+    if stated is None:
         return
-    settings = recipes.load(run.recipe).evaluate
-    schema = tally.check(settings)
-    for name in COLUMNS:
-        stated = reading.evaluation_of(run, name)
-        if stated is None:
-            continue
-        file = f"eval/{name}.json"
-        found = predictions.read(run.predictions(name))
-        result.predictions += len(found)
-        if len(found) != stated["n"]:
-            result.differs(file, "n", stated["n"], len(found))
-        if not found:
-            continue
-        for number, each in enumerate(found, start=1):
-            _check_marks(f"eval/{name}.jsonl:{number}", each, settings, result)
-        scores, tables = tally.tally(tally.Rows(found, settings, _labels(stated, settings), schema))
-        again = {"scores": [score.to_dict() for score in scores], "tables": tables}
-        result.compare(file, {"scores": stated["scores"], "tables": stated["tables"]}, again)
+    file = f"eval/{name}.json"
+    found = predictions.read(run.predictions(name))
+    result.predictions += len(found)
+    if len(found) != stated["n"]:
+        result.differs(file, "n", stated["n"], len(found))
+    if not found:
+        return
+    for number, each in enumerate(found, start=1):
+        _check_marks(f"eval/{name}.jsonl:{number}", each, settings, result)
+    scores, tables = tally.tally(tally.Rows(found, settings, _labels(stated, settings), schema))
+    again = {"scores": [score.to_dict() for score in scores], "tables": tables}
+    result.compare(file, {"scores": stated["scores"], "tables": stated["tables"]}, again)
+    _check_lengths(file, "cost", stated["cost"], found, result)
+
+
+def _check_lengths(file: str, key: str, cost: Mapping[str, Any], found: Sequence[Prediction], result: Verified) -> None:
+    """The mean tokens of prompts and answers are those of the rows."""
+    for name in ("prompt_tokens", "answer_tokens"):
+        known = [count for each in found if (count := getattr(each, name)) is not None]
+        mean = sum(known) / len(known) if known else None
+        if cost.get(name) is not None or mean is not None:
+            result.compare(file, cost.get(name), mean, f"{key}.{name}")
 
 
 def _check_marks(where: str, each: Prediction, settings: EvaluateRecipe, result: Verified) -> None:
@@ -175,17 +200,17 @@ def _labels(evaluation: Mapping[str, Any] | None, settings: EvaluateRecipe) -> S
     return labels
 
 
-def _check_comparison(run: RunDir, result: Verified) -> None:
+def _check_comparison(run: RunDir, settings: EvaluateRecipe, schema: object, result: Verified) -> None:
     """The comparison's scores, differences, flips and verdict are what the candidates' predictions give."""
     stated = reading.comparison_of(run)
     if stated is None:
         return
     file, metric, lines = "compare/compare.json", stated["metric"], stated["candidates"]
-    settings = recipes.load(run.recipe).evaluate
-    labels, schema = _labels(reading.evaluation_of(run, "base"), settings), tally.check(settings)
+    labels = _labels(reading.evaluation_of(run, "base"), settings)
     for each in lines:
         found = predictions.read(run.compare / f"{each['name']}.jsonl")
         result.predictions += len(found)
+        _check_lengths(file, f"{each['name']}.cost", each.get("cost") or {}, found, result)
         scores = tally.tally(tally.Rows(found, settings, labels, schema))[0] if found else []
         again = {score.metric: score.to_dict() for score in scores}
         for score in each["scores"]:
@@ -289,6 +314,7 @@ def _first_difference(written: str, page: str) -> tuple[int, str, str]:
     pairs = zip(old, new, strict=False)
     at = next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(old), len(new)))
     first, second = (lines[at] if at < len(lines) else "" for lines in (old, new))
-    start = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+    shared = min(len(first), len(second))
+    start = next((i for i in range(shared) if first[i] != second[i]), shared)
     start = max(0, start - 12)
     return at + 1, first[start:], second[start:]

@@ -217,7 +217,9 @@ def add_comparison(run: RunDir) -> None:
     """Adds a comparison to a run: its base and tuned model, and examples in the prompt that do half of the rows."""
     lines = {name: run.predictions(name).read_text().splitlines() for name in ("base", "tuned")}
     predictions = {name: [json.loads(line) for line in each] for name, each in lines.items()}
-    few = evaluation([expected(row + row % 2) for row in range(ROWS)], 1.2)[1]
+    few = [
+        {**each, "prompt_tokens": 212} for each in evaluation([expected(row + row % 2) for row in range(ROWS)], 1.2)[1]
+    ]
     ordered = {"base": predictions["base"], "few_shot": few, "tuned": predictions["tuned"]}
     for name, each in ordered.items():
         put(run.compare / f"{name}.jsonl", "".join(f"{json.dumps(line)}\n" for line in each))

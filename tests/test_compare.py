@@ -1,19 +1,21 @@
 """The whole comparison on a small run: its files, its figures against the parts that give them, what is refused."""
 
+import gc
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlxtune import adapter, compare, evaluate, fidelity, generate, hub, model, pipeline, recipe
 from mlxtune.comparison import contrast
 from mlxtune.comparison.finished import open_run
-from mlxtune.errors import DataError, InputError, MlxtuneError, OutputError, RecipeError, StorageError
+from mlxtune.errors import DataError, InputError, MlxtuneError, ModelError, OutputError, RecipeError, StorageError
 from mlxtune.metrics import divergence
 from mlxtune.recipe import CompareRecipe, Recipe
 from mlxtune.report.decision import decide
@@ -195,7 +197,7 @@ def test_the_servers_answers(compared: Compared) -> None:
     assert [each["right"] for each in found] == [each["expected"] == "parcel" for each in found]
     assert {each["loss"] for each in found} == {None}
     assert score(candidate(compared, "endpoint"), "accuracy") == pytest.approx(6 / 18)
-    assert compared.asked == 18 + 2 * 18  # each row, and each pair of answers in both orders
+    assert compared.asked == 1 + 18 + 2 * 18  # whether it is there, each row, each pair of answers in both orders
 
 
 def test_a_judge_who_always_says_a(compared: Compared) -> None:
@@ -261,7 +263,18 @@ def test_settings_are_kept_with_the_result(compared: Compared) -> None:
     assert compared.value["settings"] == asdict(compared.recipe.compare)  # type: ignore[arg-type]
 
 
-Change = Callable[[Compared, Path], CompareRecipe]
+@pytest.fixture(scope="module")
+def wrong(compared: Compared, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of texts that are none, a model that is none, and the run's adapter as if of another base."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty.txt").write_text("")
+    (folder / "bytes.txt").write_bytes(bytes(range(128, 256)))
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    shutil.copytree(compared.run.adapter, folder / "adapter")
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_fingerprint": "other"}))
+    return str(folder)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +289,16 @@ Change = Callable[[Compared, Path], CompareRecipe]
         (CompareRecipe(anchor="absent.txt"), DataError, "absent.txt: no such file"),
         (CompareRecipe(models=["absent"]), InputError, "absent: no such folder"),
         (CompareRecipe(widths=[7]), RecipeError, "compare.widths"),
+        (CompareRecipe(anchor="WRONG/empty.txt"), DataError, "WRONG/empty.txt: has no text"),
+        (CompareRecipe(anchor="WRONG/bytes.txt"), DataError, "WRONG/bytes.txt: is not UTF-8"),
+        (CompareRecipe(models=["WRONG/model"]), ModelError, "WRONG/model/config.json: names no model_type"),
+        (CompareRecipe(models=["tiny+WRONG/adapter"]), ModelError, "WRONG/adapter: was trained on another base"),
+        (CompareRecipe(judge="WRONG/model"), ModelError, "WRONG/model/config.json: names no model_type"),
     ],
 )
 def test_wrong_settings_are_found_before_anything_is_loaded(
     compared: Compared,
+    wrong: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     settings: CompareRecipe,
@@ -288,9 +307,10 @@ def test_wrong_settings_are_found_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(model, "load", None)
     monkeypatch.chdir(tmp_path)
+    settings = CompareRecipe(**json.loads(json.dumps(asdict(settings)).replace("WRONG", wrong)))
     with pytest.raises(error) as caught:
         compare.compare(compared.run, replace(compared.recipe, compare=settings), out=tmp_path / "out")
-    assert str(caught.value).startswith(line)
+    assert str(caught.value).startswith(line.replace("WRONG", wrong))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,8 +322,61 @@ def test_an_existing_folder_and_one_without_a_run(compared: Compared, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_fails_leaves_nothing(compared: Compared, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["endpoint", "judge"])
+def test_a_server_that_is_not_there_is_found_at_once(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(model, "load", None)
     broken = Server(lambda number, body: (403, {"error": "go away"}, {}))
+    settings = CompareRecipe(endpoint_model="m", **{name: broken.url})  # type: ignore[arg-type]
+    try:
+        with pytest.raises(StorageError, match="answers 403: go away"):
+            compare.compare(compared.run, replace(compared.recipe, compare=settings), out=tmp_path / "out")
+        assert len(broken.seen) == 1
+    finally:
+        broken.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_run_of_other_rows(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "load", None)
+    other = RunDir(tmp_path / "other")
+    shutil.copytree(compared.run.root / "eval", other.root / "eval")
+    text = other.predictions("tuned").read_text()
+    other.predictions("tuned").write_text(text.replace('"prompt": "', '"prompt": "once '))
+    with pytest.raises(InputError, match="other: has no test row of this run; --against takes a run on the same"):
+        compare.compare(compared.run, compared.recipe, out=tmp_path / "out", since=other)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+class _Ring:
+    """0.4 GB in a cycle, which only the collector of garbage frees."""
+
+    def __init__(self) -> None:
+        self.itself, self.held = self, mx.ones(10**8)
+        mx.eval(self.held)
+
+
+def test_memory_is_that_of_the_candidate(compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = CompareRecipe(few_shot=0, retrieval=False, anchor=anchor(compared))
+    wanted = replace(compared.recipe, compare=settings, evaluate=replace(compared.recipe.evaluate, max_tokens=5))
+    load = model.load
+
+    def leaving(*args: Any, **kwargs: Any) -> model.LanguageModel:
+        _Ring()
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(model, "load", leaving)
+    gc.disable()
+    try:
+        value = compare.compare(compared.run, wanted, out=tmp_path / "out")
+    finally:
+        gc.enable()
+    assert all(each["cost"]["peak_memory_gb"] < 0.4 for each in value["candidates"])
+
+
+def test_a_server_that_fails_leaves_nothing(compared: Compared, tmp_path: Path) -> None:
+    broken = Server(lambda number, body: (403, {"error": "go away"}, {}) if number else (200, said("OK"), {}))
     settings = CompareRecipe(
         few_shot=0, retrieval=False, anchor=anchor(compared), endpoint=broken.url, endpoint_model="m"
     )

@@ -139,6 +139,18 @@ def test_what_cannot_be_evaluated(lm: LanguageModel) -> None:
     assert caught.value.where == "t.jsonl:2"
     with pytest.raises(RecipeError, match="'nonsense' is no metric"):
         evaluate(lm, [], EvaluateRecipe(metrics=["nonsense"]))
+    with pytest.raises(DataError, match="t.jsonl:2: its label 'card_arrival' is not among evaluate.labels"):
+        evaluate(lm, samples(lm, QUESTIONS), EvaluateRecipe(labels=["card", "refund_request"]))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "ece", "exact_match", "answer_length"])
+def test_a_metric_that_these_rows_cannot_tell_is_refused_before_any_work(
+    lm: LanguageModel, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation.choices, "measure", lambda *given: pytest.fail("a model was asked"))
+    rows = samples(lm, QUESTIONS if metric in ("accuracy", "ece") else [Text("A plain text.")])
+    with pytest.raises(RecipeError, match=f"these rows cannot tell '{metric}'"):
+        evaluate(lm, rows, EvaluateRecipe(metrics=[metric]))
 
 
 def test_what_is_written(lm: LanguageModel, tmp_path: Path) -> None:

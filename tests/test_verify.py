@@ -192,7 +192,60 @@ def test_files_that_came_or_went_are_named(run: RunDir) -> None:
 
 def test_a_file_that_cannot_be_read_is_a_difference(run: RunDir) -> None:
     run.evaluation("tuned").write_text("{")
-    assert {("eval/tuned.json", "sha256"), ("tuned.json:1", "content")} == told(verify(run))
+    assert {("eval/tuned.json", "sha256"), ("eval/tuned.json:1", "content")} == told(verify(run))
+
+
+def test_one_unreadable_file_does_not_hide_what_else_differs(run: RunDir) -> None:
+    run.predictions("tuned").write_text("{\n")
+    edit_line(run.compare / "tuned.jsonl", 5, answer="something else")
+    found = told(verify(run))
+    assert {("eval/tuned.jsonl:1", "content"), ("compare/compare.json", "tuned.scores.exact_match.value")} <= found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told_of"),
+    [
+        ({"loss": 10**400}, "`loss` is not a number"),
+        ({"tokens": 10**30}, "`tokens` is not int"),
+        ({"loss": 1e308}, "the loss of row 1 of the scored rows is inf"),
+        ({"tokens_right": 99}, "row 1 of the scored rows has 99 of 5 tokens right"),
+        ({"label_probability": 1.5}, "the probability of row 1 of the scored rows is 1.5"),
+    ],
+)
+def test_a_prediction_that_can_be_none_is_named(run: RunDir, changes: dict[str, Any], told_of: str) -> None:
+    edit_line(run.predictions("fused"), 0, **changes)
+    found = {(each.file.partition(":")[0], each.found) for each in verify(run).differences}
+    assert ("eval/fused.jsonl", told_of) in found
+
+
+@pytest.mark.parametrize("spoil", [lambda file: file.symlink_to("nowhere"), lambda file: file.mkdir()])
+def test_weights_that_are_no_file_are_named(run: RunDir, spoil: Callable[[Path], None]) -> None:
+    file = run.adapter / "adapters.safetensors"
+    file.unlink()
+    spoil(file)
+    found = {(each.file, each.key, each.found) for each in verify(run).differences}
+    assert {("adapter/adapters.safetensors", "sha256", "nothing"), ("report.json", "sizes_bytes.adapter", "0")} <= found
+
+
+def test_a_path_in_the_report_that_is_none_is_a_difference(run: RunDir) -> None:
+    edit(run.report("json"), lambda report: report["paths"].update(run=5))
+    assert {each.file for each in verify(run).differences} == {"report.md", "report.html"}
+
+
+@pytest.mark.parametrize("key", ["prompt_tokens", "answer_tokens"])
+def test_tokens_of_a_row_are_counted_again(run: RunDir, key: str) -> None:
+    edit(run.evaluation("tuned"), lambda found: found["cost"].update({key: 1.0}))
+    edit(run.compare / "compare.json", lambda found: found["candidates"][1]["cost"].update({key: 1.0}))
+    expected = {("eval/tuned.json", f"cost.{key}"), ("compare/compare.json", f"few_shot.cost.{key}")}
+    assert expected <= told(verify(run))
+
+
+def test_a_page_that_was_cut_off_is_told_from_where(run: RunDir) -> None:
+    page = run.report("md")
+    text = page.read_text()
+    page.write_text(text[: text.index("Compared on") + len("Compared on")])
+    (found,) = (each for each in verify(run).differences if each.file == "report.md")
+    assert found.stated != found.found and found.found.endswith("the same 96 rows")
 
 
 def test_nothing_is_written(run: RunDir) -> None:

@@ -153,4 +153,4 @@ def _filled(prompt: str, asked: str, where: str) -> str:
         return columns.filled(prompt, Row(where, 1, {"prompt": asked}))
     except (RecipeError, DataError) as error:
         hint = "{{ prompt }} is all that it is given"
-        raise RecipeError(error.what, where="compare.prompt", hint=hint) from None
+        raise RecipeError(error.what.rstrip("."), where="compare.prompt", hint=hint) from None

@@ -83,8 +83,9 @@ def difference(before: Sequence[Prediction], after: Sequence[Prediction], metric
         fixed, broken = (sum(b - a == change for a, b in zip(old, new, strict=True)) for change in (1, -1))
         needed = rows_needed(fixed, broken, len(pairs))
     else:
-        found = paired(old, new, groups, weights=[float(one["tokens"]) for one, _ in pairs])
-        needed = rows_needed_for(old, new)
+        weights = [float(one["tokens"]) for one, _ in pairs]
+        found = paired(old, new, groups, weights=weights)
+        needed = rows_needed_for(*_as_rows(old, new, weights, found.value))
     return {
         "metric": metric,
         "value": found.value,
@@ -94,6 +95,18 @@ def difference(before: Sequence[Prediction], after: Sequence[Prediction], metric
         "n": len(pairs),
         "rows_needed": needed,
     }
+
+
+def _as_rows(
+    old: Sequence[float], new: Sequence[float], weights: Sequence[float], mean: float
+) -> tuple[list[float], list[float]]:
+    """Zeros, and differences whose plain mean and deviation are those of a weighted `mean`: m + w (d - m) / mean w.
+
+    The deviation of a ratio of two sums, as in W. G. Cochran, "Sampling Techniques" (1977), section 2.11.
+    """
+    usual = sum(weights) / len(weights)
+    parts = zip(old, new, weights, strict=True)
+    return [0.0] * len(old), [mean + weight * (after - before - mean) / usual for before, after, weight in parts]
 
 
 def differences(

@@ -11,10 +11,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
+from multiprocessing.pool import ThreadPool
 from typing import IO, Any
 
 from mlxtune.errors import InputError, StorageError
@@ -91,20 +91,15 @@ def ask_all(
 ) -> list[Reply]:
     """The answers to all conversations, in their order, some at a time, at temperature 0.
 
-    Raises StorageError as `ask` does, as soon as one conversation fails; those that wait are then not asked.
+    Raises StorageError as `ask` does, as soon as one conversation fails; those that wait are then not asked. Nobody
+    waits for those under way then, nor after Ctrl-C: a server may take minutes.
     """
-    pool = ThreadPoolExecutor(max_workers=endpoint.at_once)
-    try:
-        waiting: list[Future[Reply]] = [
-            pool.submit(ask, endpoint, each, max_tokens=max_tokens) for each in conversations
-        ]
-        found = []
-        for done, each in enumerate(waiting, start=1):
-            found.append(each.result())
-            on_progress(done, len(waiting))
-        return found
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    found: list[Reply] = []
+    with ThreadPool(endpoint.at_once) as pool:
+        for reply in pool.imap(lambda each: ask(endpoint, each, max_tokens=max_tokens), conversations):
+            found.append(reply)
+            on_progress(len(found), len(conversations))
+    return found
 
 
 def ask(

@@ -14,13 +14,14 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxtune import fidelity, likelihood
-from mlxtune.data import files
+from mlxtune.data import files, load
 from mlxtune.data.files import EMBEDDED
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError
 from mlxtune.metrics.divergence import REFERENCE_BYTES, Reference
 from mlxtune.model import LanguageModel
 from mlxtune.quant import own_text
+from mlxtune.recipe import DataRecipe
 
 OWN_TEXT = "own text"
 OWN_ROWS, OWN_LENGTH = 32, 128
@@ -49,6 +50,15 @@ def anchor_samples(lm: LanguageModel, anchor: str | None, data: str | None, seed
         return OWN_TEXT, own_text.write(lm.net, OWN_ROWS, length, int(start or 0), seed)
     name = anchor if anchor is not None else fidelity.EMBEDDED
     return name, fidelity.read_text(lm, name)
+
+
+def check_anchor(name: str) -> None:
+    """Refuses an anchor that cannot be read or has no text, before a model is there to read it. Raises DataError."""
+    path = files.resolve(name)
+    if path.suffix in (".txt", ".md"):
+        load.anchor_text(str(path))
+    else:
+        load.read_examples(path, DataRecipe())
 
 
 def _is_embedded(data: str | None) -> bool:

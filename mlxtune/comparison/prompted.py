@@ -4,13 +4,16 @@ Knows rows and the base's tokenizer, not its weights. Where a prompt would be to
 examples or passages are dropped from the end until it fits.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from mlxtune.comparison import candidates, retrieval
 from mlxtune.comparison.finished import Finished, Rows
 from mlxtune.comparison.retrieval import Index, Passage
+from mlxtune.data.files import Row
 from mlxtune.data.formats import Example, Text, answer_text, prompt_text
 from mlxtune.data.render import Limit, Sample
 from mlxtune.data.similar import normalise
@@ -110,14 +113,16 @@ class _Work:
         count = min(self.settings.few_shot, len(self.train))
         if count == 0:
             return "compare.few_shot is 0" if self.train else "no training row has an answer"
-        fixed = candidates.fixed_examples(self.answers, count, self.label, self.finished.recipe.seed)
+        fixed = candidates.fixed_examples(self.answers, len(self.train), self.label, self.finished.recipe.seed)
+        texts = [normalise(retrieval.row_text(example)) for _, example in self.train]
         nearest = self.settings.examples == "nearest"
         index = Index(retrieval.of_rows(self.train), questions=True) if nearest else None
 
         def chosen(example: Example) -> list[Example]:
-            places = index.search(prompt_text(example), count, _itself(example)) if index is not None else []
-            more = [place for place in fixed if place not in places]
-            return [self.train[place][1] for place in (places + more)[:count]]
+            itself = _itself(example)
+            places = index.search(prompt_text(example), count, itself) if index is not None else []
+            more = (place for place in fixed if place not in places and texts[place] not in itself)
+            return [self.train[place][1] for place in [*places, *islice(more, count - len(places))]]
 
         rows, counts = self._fitted("few_shot", candidates.with_examples, chosen)
         how = "like the one asked" if nearest else "the same for all"
@@ -159,10 +164,13 @@ class _Work:
             asked = self._prompted(example, self.settings.prompt, row.where)
             shown = [] if isinstance(example, Text) else chosen(example)
 
-            made = [add(asked, shown[:count]) for count in range(len(shown) + 1)]
-            fits = (self._fits(self._samples([(row, each)])) for each in reversed(made[1:]))
-            counts.append(next((len(shown) - dropped for dropped, fit in enumerate(fits) if fit), 0))
-            rows.append((row, made[counts[-1]]))
+            def fits(count: int, row: Row = row, asked: Example = asked, shown: list[T] = shown) -> bool:
+                return self._fits(self._samples([(row, add(asked, shown[:count]))]))
+
+            whole = not shown or fits(len(shown))
+            most = len(shown) if whole else bisect_left(range(1, len(shown)), True, key=lambda count: not fits(count))
+            counts.append(most)
+            rows.append((row, add(asked, shown[:most])))
             self.on_row(f"{name}, rows ", len(rows), len(self.rows))
         return rows, counts
 

@@ -4,6 +4,7 @@ One model is in memory at a time. Knows models, adapters and servers; what the r
 is taken from its files.
 """
 
+import gc
 import re
 import tempfile
 import time
@@ -18,6 +19,7 @@ from mlxtune.comparison import candidates, endpoint, forgetting, prompted
 from mlxtune.comparison.finished import Asked, Finished
 from mlxtune.comparison.prompted import Plan
 from mlxtune.convert import convert
+from mlxtune.data import files
 from mlxtune.data.formats import Text, answer_text, prompt_text
 from mlxtune.data.render import Limit
 from mlxtune.errors import InputError
@@ -99,28 +101,28 @@ class Scoring:
         if not self.run.adapter.is_dir():
             self.left_out["tuned"] = "the run has no adapter"
             return
-        anchor, samples = forgetting.anchor_samples(lm(), self.settings.anchor, self.recipe.data.path, self.recipe.seed)
-        told = 2 * len(samples)
-        before = forgetting.remember(lm().net, samples, lambda done: self.on_progress("forgetting", done, told))
-        chosen = [self._choices(lm())]
-        adapter.load(lm(), self.run.adapter)
-        found = forgetting.measure(
-            before, lm().net, lambda done: self.on_progress("forgetting", len(samples) + done, told)
-        )
-        chosen.append(self._choices(lm()))
-        self.forgotten = {
-            "anchor": anchor,
-            **found,
-            "budget": self.recipe.train.forget_budget,
-            "choices": _choices(self.settings.choices, *chosen),
-        }
+        self.forgotten = self._forgetting(lm())
         self._score("tuned", "tuned", "the base with the adapter", lm, self.finished.base, self.run.adapter)
+
+    def _forgetting(self, lm: LanguageModel) -> dict[str, Any]:
+        """Measures the base, attaches the adapter to it, and measures again. What was kept of the base is then gone."""
+        anchor, samples = forgetting.anchor_samples(lm, self.settings.anchor, self.recipe.data.path, self.recipe.seed)
+        told = 2 * len(samples)
+        before = forgetting.remember(lm.net, samples, lambda done: self.on_progress("forgetting", done, told))
+        chosen = [self._choices(lm)]
+        adapter.load(lm, self.run.adapter)
+        found = forgetting.measure(
+            before, lm.net, lambda done: self.on_progress("forgetting", len(samples) + done, told)
+        )
+        chosen.append(self._choices(lm))
+        choices = _choices(self.settings.choices, *chosen)
+        return {"anchor": anchor, **found, "budget": self.recipe.train.forget_budget, "choices": choices}
 
     def _choices(self, lm: LanguageModel) -> Score | None:
         """The share of multiple-choice questions that a model answers right, where a file of them is named."""
         if self.settings.choices is None:
             return None
-        questions = multiple_choice.read(Path(self.settings.choices).expanduser())
+        questions = multiple_choice.read(files.resolve(self.settings.choices))
         return multiple_choice.measure(lm, questions, lambda at, of: self.on_progress("choices", at, of)).scores[0]
 
     def _fused_at(self, width: int) -> None:
@@ -185,8 +187,10 @@ class Scoring:
         known = read_evaluation(self.run, name) if self.reuse and name in ("base", "tuned", "fused") else None
         if known is None:
             samples = (plan or self.plain).samples
+            lm = load()
+            gc.collect()  # what earlier candidates left in cycles would count as this one's memory
             done = evaluate(
-                load(),
+                lm,
                 samples,
                 self.recipe.evaluate,
                 label_set=labels or self.labels,

@@ -4,7 +4,7 @@ Knows the fields of a line, not what is computed from them.
 """
 
 import json
-import math
+import sys
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +13,8 @@ from typing import Any
 
 from mlxtune.errors import DataError, InputError
 from mlxtune.rundir import write_text
+
+LARGEST = 2**63  # of whole numbers: no count is larger, and no array holds them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +86,8 @@ def _prediction(line: str, where: str) -> Prediction:
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of a type; a whole number is a float too, a truth value no number."""
     if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is kind
+        return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return type(value) is kind and (kind is not int or abs(value) < LARGEST)
 
 
 def groups_of(predictions: Sequence[Prediction]) -> list[str] | None:

@@ -168,8 +168,8 @@ METRICS: dict[str, _Metric] = {
         lambda rows: bool(rows.labelled), lambda rows: rows.few_labels,
     ),
     "outside_labels": _Metric(
-        lambda rows: outside_labels(rows.given_labels[0], rows.known_labels), lambda rows: bool(rows.labelled),
-        lambda rows: rows.few_labels,
+        lambda rows: outside_labels(rows.given_labels[0], rows.known_labels, groups=groups_of(rows.labelled)),
+        lambda rows: bool(rows.labelled), lambda rows: rows.few_labels,
     ),
     "label_accuracy": _Metric(
         lambda rows: label_accuracy(
@@ -185,15 +185,15 @@ METRICS: dict[str, _Metric] = {
     "rouge_l": _Metric(lambda rows: rouge_l(*rows.texts, groups=groups_of(rows.answered)), _has_answers, _free),
     "chrf": _Metric(lambda rows: chrf(*rows.texts, groups=groups_of(rows.answered)), _has_answers, _free),
     "json_valid": _Metric(
-        lambda rows: json_valid(rows.texts[0]), _has_answers,
+        lambda rows: json_valid(rows.texts[0], groups=groups_of(rows.answered)), _has_answers,
         lambda rows: rows.structured or rows.settings.schema is not None,
     ),
     "json_schema": _Metric(
-        lambda rows: json_schema(rows.texts[0], rows.schema),
+        lambda rows: json_schema(rows.texts[0], rows.schema, groups=groups_of(rows.answered)),
         lambda rows: bool(rows.answered) and rows.settings.schema is not None,
     ),
     "pattern": _Metric(
-        lambda rows: pattern(rows.texts[0], rows.settings.pattern or ""),
+        lambda rows: pattern(rows.texts[0], rows.settings.pattern or "", groups=groups_of(rows.answered)),
         lambda rows: bool(rows.answered) and rows.settings.pattern is not None,
     ),
     "answer_length": _Metric(
@@ -204,7 +204,9 @@ METRICS: dict[str, _Metric] = {
         lambda rows: answer_length_median(_lengths(rows)),
         lambda rows: bool(rows.answered) and len(_lengths(rows)) == len(rows.answered), _never,
     ),
-    "refusals": _Metric(lambda rows: refusals(rows.texts[0]), _has_answers, _free),
+    "refusals": _Metric(
+        lambda rows: refusals(rows.texts[0], groups=groups_of(rows.answered)), _has_answers, _free
+    ),
 }  # fmt: skip
 OF_LABELS = ("label_accuracy", "ece")  # those that need the probabilities of labels
 
@@ -221,6 +223,8 @@ def check(settings: EvaluateRecipe) -> object:
         for needed in ("schema", "pattern"):
             if name in (needed, f"json_{needed}") and getattr(settings, needed) is None:
                 raise RecipeError(f"{name!r} needs evaluate.{needed}", where="evaluate.metrics")
+    if not all(label.strip() for label in settings.labels):
+        raise RecipeError("a label is empty", where="evaluate.labels")
     if settings.pattern is not None:
         compiled(settings.pattern)
     return None if settings.schema is None else _schema(Path(settings.schema).expanduser())
@@ -247,18 +251,22 @@ def needs_labels(settings: EvaluateRecipe) -> bool:
     return AUTO in settings.metrics or any(name in OF_LABELS for name in settings.metrics)
 
 
-def tally(rows: Rows) -> tuple[list[Score], dict[str, Any]]:
-    """The scores that the settings ask for, or that suit the rows, and the tables of labels.
-
-    Raises RecipeError for a metric that is asked for and that these rows cannot tell.
-    """
-    named = [name for name in rows.settings.metrics if name != AUTO]
-    missing = [name for name in named if not METRICS[name].possible(rows)]
+def refuse_impossible(rows: Rows) -> None:
+    """Raises RecipeError for a metric that is asked for and that these rows cannot tell, whatever is answered."""
+    missing = [name for name in rows.settings.metrics if name != AUTO and not METRICS[name].possible(rows)]
     if missing:
         hint = "set evaluate.label or evaluate.labels" if missing[0] in (*OF_LABELS, *LABEL_TABLES) else None
         raise RecipeError(f"these rows cannot tell {missing[0]!r}", where="evaluate.metrics", hint=hint)
+
+
+def tally(rows: Rows) -> tuple[list[Score], dict[str, Any]]:
+    """The scores that the settings ask for, or that suit the rows, and the tables of labels.
+
+    Raises RecipeError as `refuse_impossible`.
+    """
+    refuse_impossible(rows)
     auto = AUTO in rows.settings.metrics
-    wanted = {*ALWAYS, *named}
+    wanted = {*ALWAYS, *rows.settings.metrics}
     scores = [
         each.score(rows)
         for name, each in METRICS.items()

@@ -21,7 +21,7 @@ def answer_length(answer_tokens: Sequence[int], groups: Sequence[object] | None 
 
 
 def answer_length_median(answer_tokens: Sequence[int]) -> Score:
-    """The median tokens of an answer, with the interval of `median_interval`; else as `answer_length`."""
+    """The median tokens of an answer, with the interval of `median_interval`, which knows no groups of rows."""
     if not len(answer_tokens):
         raise DataError("there are no rows to score")
     low, high = median_interval([float(each) for each in answer_tokens])

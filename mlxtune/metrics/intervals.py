@@ -16,6 +16,7 @@ NORMAL = NormalDist()
 Z = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 RESAMPLES = 2000
 DRAWS_AT_ONCE = 1_000_000  # bounds the memory of the bootstrap, whatever the number of rows
+LEFT_OUT = 1000  # most blocks of rows that are left out, one at a time
 LEAST_ERROR = 0.25  # of a resample's standard error, as a share of that of the rows: see `bootstrap_ratio`
 
 
@@ -169,22 +170,30 @@ def resampled(
 ) -> tuple[float, Numbers, Numbers]:
     """The figure, that of each resample (B,), and that without each row or group (N,); arguments as `bootstrap_of`.
 
-    Of a single row or group there is nothing to resample: both arrays hold the figure.
+    Of a single row or group there is nothing to resample: both arrays hold the figure. Of more than LEFT_OUT rows or
+    groups as many blocks are left out instead, every LEFT_OUT-th one together: the time grows with n, not its square.
     """
     if n < 1 or (groups is not None and len(groups) != n):
         raise ValueError(f"{n} rows and {n if groups is None else len(groups)} groups")
-    members = [np.array([row]) for row in range(n)] if groups is None else _members(groups)
-    count = len(members)
+    place = np.arange(n) if groups is None else group_numbers(groups)
+    count = int(place.max()) + 1
+    order, sizes = np.argsort(place, kind="stable"), np.bincount(place)
+    starts = np.cumsum(sizes) - sizes
 
     def of(drawn: Rows) -> float:
-        return statistic(drawn if groups is None else np.concatenate([members[each] for each in drawn]))
+        if count == n:
+            return statistic(order[drawn])
+        taken = sizes[drawn]
+        within = np.arange(taken.sum()) - np.repeat(np.cumsum(taken) - taken, taken)
+        return statistic(order[np.repeat(starts[drawn], taken) + within])
 
     everything = np.arange(count)
     value = of(everything)
     if count == 1:
         return value, np.array([value]), np.array([value])
     found = np.array([of(each) for part in _resamples(count, seed, resamples) for each in part])
-    return value, found, np.array([of(np.delete(everything, each)) for each in range(count)])
+    blocks = min(count, LEFT_OUT)
+    return value, found, np.array([of(everything[everything % blocks != block]) for block in range(blocks)])
 
 
 def _bca_ends(value: float, found: Numbers, without: Numbers) -> tuple[float, float]:
@@ -215,12 +224,6 @@ def group_numbers(groups: Sequence[object]) -> Rows:
     """The number (N,) of each row's group, counted as they come first."""
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(each, len(numbers)) for each in groups], dtype=np.int64)
-
-
-def _members(groups: Sequence[object]) -> list[Rows]:
-    """The row numbers of each group."""
-    place = group_numbers(groups)
-    return [np.flatnonzero(place == number) for number in range(int(place.max()) + 1)]
 
 
 def _resamples(n: int, seed: int, resamples: int) -> Iterator[Rows]:

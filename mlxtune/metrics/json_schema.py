@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxtune.data import json_text
 from mlxtune.errors import DataError, InputError
-from mlxtune.metrics.intervals import share
+from mlxtune.metrics.intervals import mean_share
 from mlxtune.metrics.pattern import compiled, occurs
 from mlxtune.report.score import Score
 
@@ -19,15 +19,15 @@ DEFAULT_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
-def json_schema(answers: Sequence[str], schema: object) -> Score:
-    """The share of answers (N,) in [0, 1] that are JSON and conform to `schema`, with Wilson's interval.
+def json_schema(answers: Sequence[str], schema: object, groups: Sequence[object] | None = None) -> Score:
+    """The share of answers (N,) in [0, 1] that are JSON and conform to `schema`, with an interval as of `mean_share`.
 
     Raises DataError for no rows, InputError as `conformer`.
     """
     if not answers:
         raise DataError("there are no rows to score")
     conforms = conformer(schema)
-    return share("json_schema", sum(map(conforms, answers)), len(answers))
+    return mean_share("json_schema", list(map(conforms, answers)), groups=groups)
 
 
 def conformer(schema: object) -> Callable[[str], bool]:

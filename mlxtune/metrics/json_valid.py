@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mlxtune.data import json_text
 from mlxtune.errors import DataError
-from mlxtune.metrics.intervals import share
+from mlxtune.metrics.intervals import mean_share
 from mlxtune.report.score import Score
 
 
@@ -17,8 +17,11 @@ def is_json(answer: str) -> bool:
     return True
 
 
-def json_valid(answers: Sequence[str]) -> Score:
-    """The share of answers (N,) that are JSON, in [0, 1], with Wilson's interval. Raises DataError for no rows."""
+def json_valid(answers: Sequence[str], groups: Sequence[object] | None = None) -> Score:
+    """The share of answers (N,) that are JSON, in [0, 1], with an interval as of `mean_share`.
+
+    Raises DataError for no rows.
+    """
     if not answers:
         raise DataError("there are no rows to score")
-    return share("json_valid", sum(map(is_json, answers)), len(answers))
+    return mean_share("json_valid", list(map(is_json, answers)), groups=groups)

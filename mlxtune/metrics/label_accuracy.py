@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from mlxtune.errors import DataError
-from mlxtune.metrics.intervals import mean_share, share
+from mlxtune.metrics.intervals import mean_share
 from mlxtune.report.score import Score
 
 
@@ -21,12 +21,14 @@ def label_accuracy(
     return mean_share("label_accuracy", right, groups=groups)
 
 
-def outside_labels(given: Sequence[str | None], labels: Collection[str]) -> Score:
+def outside_labels(
+    given: Sequence[str | None], labels: Collection[str], groups: Sequence[object] | None = None
+) -> Score:
     """The share of written answers in [0, 1] whose label is none of `labels`, or that have none.
 
-    given: (N,) labels of answers. The interval is Wilson's. Raises DataError for no rows.
+    given: (N,) labels of answers. Interval and errors as for `label_accuracy`.
     """
     if not given:
         raise DataError("there are no rows to score")
     known = set(labels)
-    return share("outside_labels", sum(one not in known for one in given), len(given), better="lower")
+    return mean_share("outside_labels", [one not in known for one in given], groups=groups, better="lower")

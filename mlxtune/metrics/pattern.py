@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 import regex
 
 from mlxtune.errors import DataError, InputError
-from mlxtune.metrics.intervals import share
+from mlxtune.metrics.intervals import mean_share
 from mlxtune.report.score import Score
 
 SECONDS = 0.25  # a sound expression takes microseconds
 
 
-def pattern(answers: Sequence[str], expression: str) -> Score:
-    """The share of answers (N,) in [0, 1] that match, with Wilson's interval; see `matches` for one.
+def pattern(answers: Sequence[str], expression: str, groups: Sequence[object] | None = None) -> Score:
+    """The share of answers (N,) in [0, 1] that match, with an interval as of `mean_share`; see `matches` for one.
 
     Raises DataError for no rows, InputError for an expression that is none.
     """
     if not answers:
         raise DataError("there are no rows to score")
     compiled(expression)
-    return share("pattern", sum(matches(expression, answer) for answer in answers), len(answers))
+    return mean_share("pattern", [matches(expression, answer) for answer in answers], groups=groups)
 
 
 def matches(expression: str, answer: str) -> bool:

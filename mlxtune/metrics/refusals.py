@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from mlxtune.errors import DataError
-from mlxtune.metrics.intervals import share
+from mlxtune.metrics.intervals import mean_share
 from mlxtune.report.score import Score
 
 # what an answer begins with, once "sorry, but" and the like are passed over
@@ -54,8 +54,11 @@ def is_refusal(answer: str) -> bool:
     return False
 
 
-def refusals(answers: Sequence[str]) -> Score:
-    """The share of answers (N,) that `is_refusal`, in [0, 1], with Wilson's interval. Raises DataError for no rows."""
+def refusals(answers: Sequence[str], groups: Sequence[object] | None = None) -> Score:
+    """The share of answers (N,) that `is_refusal`, in [0, 1], with an interval as of `mean_share`.
+
+    Raises DataError for no rows.
+    """
     if not answers:
         raise DataError("there are no rows to score")
-    return share("refusals", sum(map(is_refusal, answers)), len(answers), better="lower")
+    return mean_share("refusals", list(map(is_refusal, answers)), groups=groups, better="lower")

@@ -13,12 +13,14 @@ def token_accuracy(
     """`sum(row_right) / sum(row_tokens)` in [0, 1], with a bootstrap interval over rows.
 
     row_right: supervised tokens of each row to which the model gave the highest probability, (N,); row_tokens: all of
-    them, (N,). Raises DataError for no rows or a row without tokens.
+    them, (N,). Raises DataError for no rows, a row without tokens, or with more of them right than there are.
     """
     if len(row_tokens) == 0:
         raise DataError("there are no rows to score")
-    for number, tokens in enumerate(row_tokens, start=1):
+    for number, (right, tokens) in enumerate(zip(row_right, row_tokens, strict=True), start=1):
         if tokens < 1:
             raise DataError(f"row {number} of the scored rows has no token to score")
+        if not 0 <= right <= tokens:
+            raise DataError(f"row {number} of the scored rows has {right} of {tokens} tokens right")
     shares = [right / tokens for right, tokens in zip(row_right, row_tokens, strict=True)]
     return mean_share("token_accuracy", shares, row_tokens, groups)

@@ -68,6 +68,8 @@ def build(run: RunDir) -> dict[str, Any]:
     report["verdict"] = report["change"]
     if comparison is not None:
         told = comparison["verdict"]
+        if report["outcome"] == UNCLEAR:  # by intervals that overlap: the comparison's paired test sees more
+            report["change"] = None
         report["outcome"] = OUTCOMES.get(told["decision"], UNCLEAR)
         report["verdict"], report["reasons"] = told["sentence"], told["reasons"]
     return report
@@ -147,7 +149,9 @@ def _present(folder: Path) -> str | None:
 
 def _weights_bytes(folder: Path) -> int | None:
     """Bytes of a folder's weight files, as `origin.json` counts them: a tokenizer would blur the comparison."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())
 
 
 def _samples(predictions: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:

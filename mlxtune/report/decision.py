@@ -5,15 +5,17 @@ listed first. A difference is clear where its p-value, adjusted for all comparis
 
 1. Without scores of a U and a T on the same rows, or where neither gets 5 % of the rows right: `cannot_tell`.
 2. T is clearly better than U: `tune`. What was forgotten beyond the budget is said in the same breath. But where an
-   untuned candidate that is held to the labels, by their probabilities, is as good as T: `prompt`; and where it is
-   worse, but the two intervals overlap: `cannot_tell`.
+   untuned candidate that is held to the labels, by their probabilities, is as good as T, which may be held to them
+   too: `prompt`; and where it is worse, but the two intervals overlap: `cannot_tell`.
 3. Else it is settled that tuning brings nothing if T is clearly worse, or if the interval leaves it no more than 5
-   points (0.05 nats for losses) to gain, or if U is at 95 % or more, of which its interval leaves 90 %. Not settled:
-   `cannot_tell`, with the rows that would do.
+   points (0.05 nats for losses) to gain, or if U is at 95 % or more, of which its interval leaves 90 %. An interval of
+   fewer rows than could show any difference settles nothing. Not settled: `cannot_tell`, with the rows that would do.
 4. Settled, and U is retrieval and clearly better than each other untuned candidate: `retrieve`.
 5. Settled otherwise: `prompt`, the simplest untuned candidate being as good as tuning.
 
-U is the best of several by its score on these rows, which flatters it a little: the rules lean against tuning.
+Of a candidate that could not read all rows, those that it lacks count as wrong where U and T are chosen; by a loss it
+comes after those that read all. U is the best of several by its score on these rows, which flatters it a little: the
+rules lean against tuning.
 """
 
 import math
@@ -67,8 +69,8 @@ def decide(candidates: Sequence[Candidate], metric: str | None, forgetting: Mapp
         return case.tune_or_labels()
     if not case.settled:
         rows = case.rows_needed()
-        label = f"; label about {_counted(_rounded(rows - case.u.n), 'more ')}" if rows is not None else ""
-        sentence = f"Cannot tell yet on {_counted(case.u.n)}: {case.figures()}, {case.gain()}{label}."
+        label = f"label about {_counted(_rounded(rows - case.u.n), 'more ')}"
+        sentence = f"Cannot tell yet on {_counted(case.u.n)}: {case.figures()}, {case.gain()}; {label}."
         return _verdict(CANNOT_TELL, sentence, case.reasons(), rows)
     if untuned["name"] == "retrieval" and case.retrieval_leads():
         sentence = f"Retrieval suits these rows better than tuning: {case.figures()}, {case.gain()}."
@@ -116,7 +118,21 @@ class _Case:
 
     @property
     def settled(self) -> bool:
-        return self.clear < 0 or self.most_gain <= MARGIN or self.near_ceiling
+        return self.clear < 0 or (self.told and self.most_gain <= MARGIN) or self.near_ceiling
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval says something: one without width stands on one row or group, or on rows all equal."""
+        low, high, value = (self.difference[name] for name in ("ci_low", "ci_high", "value"))
+        return self.u.n >= self.least and (low < high or value == 0)
+
+    @property
+    def least(self) -> int:
+        """The rows that can show a difference at all.
+
+        Of n rows that all speak for tuning, p is 2^(1 - n), and this times the comparisons must be below the level.
+        """
+        return math.floor(1 - math.log2(LEVEL / self.comparisons)) + 1
 
     @property
     def comparisons(self) -> int:
@@ -127,19 +143,18 @@ class _Case:
         others = [each for each in self.scored if each["kind"] == "untuned" and each is not self.untuned]
         return all(each["difference"] is not None and _clear(each["difference"], self.way) < 0 for each in others)
 
-    def rows_needed(self) -> int | None:
+    def rows_needed(self) -> int:
         """The rows that would do: to show the gain, or that there is none above the margin.
 
         For the latter the interval's half, which shrinks with the root of the rows, has to fit between the difference
-        and the margin: n · (half / (margin - gain))². Of n rows that all speak for tuning, p is 2^(1 - n): so many
-        that this times the comparisons is below the level are needed in any case.
+        and the margin: n · (half / (margin - gain))².
         """
         gain = self.way * float(self.difference["value"])
         if gain > 0:
-            least = math.floor(1 - math.log2(LEVEL / self.comparisons)) + 1
             needed: int | None = self.difference["rows_needed"]
-            return needed if needed is None else max(needed, least, self.u.n + 1)
-        return max(self.u.n + 1, math.ceil(self.u.n * ((self.most_gain - gain) / (MARGIN - gain)) ** 2))
+        else:
+            needed = math.ceil(self.u.n * ((self.most_gain - gain) / (MARGIN - gain)) ** 2)
+        return max(needed or 0, self.least, self.u.n + 1)
 
     def figures(self) -> str:
         name, tuned, untuned = metric_name(self.metric), _name(self.tuned), _name(self.untuned)
@@ -151,12 +166,14 @@ class _Case:
     def tune_or_labels(self) -> dict[str, Any]:
         """Rule 2."""
         rival = self._held_to_labels()
-        if rival is None or rival[1].ci_high < self.t.ci_low:
+        own = _score(self.tuned, HELD)
+        top = own if own is not None and own.value > self.t.value else self.t
+        if rival is None or rival[1].ci_high < top.ci_low:
             return _verdict(TUNE, self._tune_sentence(), self.reasons())
         name, score = _name(rival[0]), rival[1]
         labels = f"held to the labels by their probabilities, {name} is right in {figure(score)}"
-        tuned = f"{figure(self.t)} by {_name(self.tuned)}"
-        if score.value >= self.t.value:
+        tuned = f"{figure(top)} by {_name(self.tuned)}{', held to them too' if top is own else ''}"
+        if score.value >= top.value:
             return _verdict(PROMPT, f"No need to tune: {labels}, against {tuned}.", self.reasons())
         return _verdict(
             CANNOT_TELL, f"Cannot tell yet on {_counted(self.u.n)}: {labels}, against {tuned}.", self.reasons()
@@ -228,12 +245,16 @@ def _score(candidate: Candidate, metric: str | None) -> Score | None:
 
 
 def _best(candidates: Sequence[Candidate], metric: str | None) -> Candidate | None:
-    def rank(candidate: Candidate) -> float:
-        score = _score(candidate, metric)
-        assert score is not None
-        return score.value if score.better == "higher" else -score.value
+    found = [(each, score) for each in candidates if (score := _score(each, metric)) is not None]
+    rows = max((score.n for _, score in found), default=0)
 
-    return max(candidates, key=rank, default=None)
+    def rank(pair: tuple[Candidate, Score]) -> float:
+        score = pair[1]
+        if score.better == "higher":
+            return score.value * score.n / rows
+        return -score.value if score.n == rows else -math.inf
+
+    return max(found, key=rank, default=(None, None))[0]
 
 
 def best(candidates: Sequence[Candidate], metric: str, kind: str) -> str | None:

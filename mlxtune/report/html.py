@@ -9,6 +9,7 @@ from mlxtune.report import chart, sections
 from mlxtune.report.markup import bullets, facts, note, pair, row, section, table, text
 from mlxtune.report.words import (
     chat_command,
+    finding,
     metrics,
     provenance,
     samples_words,
@@ -39,7 +40,8 @@ th:first-child,td:first-child{text-align:left;padding-left:0}tr:last-child td{bo
 thead th{color:var(--muted);font-weight:600}
 table.list thead th{overflow-wrap:normal;white-space:nowrap}td b{font-weight:600;white-space:nowrap}
 td span{display:block;color:var(--muted);font-size:.85rem;white-space:nowrap}
-table.list td,table.list th{text-align:left;overflow-wrap:anywhere}
+table.list td,table.list th{text-align:left;overflow-wrap:anywhere}table.list td:first-child{overflow-wrap:normal}
+wbr{display:none}.note+ul{margin-top:.6rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}
 .charts section{margin:0}.charts{margin:0 0 1rem}
 p+.sample{margin-top:.8rem}.sample{border-top:1px solid var(--line);padding:.8rem 0}.sample:last-child{padding-bottom:0}
@@ -63,13 +65,17 @@ font:13px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
 ul{margin:0;padding-left:1.2rem}
 footer{color:var(--muted);font-size:.85rem}
 @media (max-width:34rem){h1{font-size:1.15rem}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.5rem}
-table{font-size:.92rem}th,td{padding:.4rem .2rem .4rem 0}td b,td span{white-space:normal}
+table{font-size:.92rem}th,td{padding:.4rem .05rem .4rem .2rem}wbr{display:inline}table.wide wbr{display:none}
+td b,td span{white-space:normal}
 table.wide td+td b,table.wide td+td span{white-space:nowrap}table.wide td:first-child{min-width:0}
 table.wide td:first-child span{display:none}td span{font-size:.78rem}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--text:#000;--muted:#444;--line:#bbb;--accent:#1f6fb2;
 --train:#888;--good:#155f39;--bad:#8f2a24;--unsure:#6b4b00;--field:#f3f3f3;--new:#cdebd8;--gone:#f7d6d2}ins{text-decoration:underline}
 del{text-decoration:line-through}main{max-width:none;padding:0}
 section,.sample{break-inside:avoid}section.long{break-inside:auto}pre{white-space:pre-wrap}
+.scroll{overflow:visible}.scroll svg{min-width:0!important}
+table{font-size:.75rem}td span{font-size:.68rem}th,td{padding:.3rem .2rem}wbr{display:inline}
+.charts{grid-template-columns:1fr 1fr}td span{white-space:normal}table.wide td:first-child{min-width:7rem}
 details::details-content{content-visibility:visible;block-size:auto}}
 """
 
@@ -124,7 +130,9 @@ def _scores(report: dict[str, Any]) -> str:
         "perplexity. Tuned is the base with its adapter; fused is one model that needs no adapter."
     )
     change = (
-        f"<p>{text(report['change']).replace(' %', '&nbsp;%')}</p>" if report["change"] != report["verdict"] else ""
+        f"<p>{text(report['change']).replace(' %', '&nbsp;%')}</p>"
+        if report["change"] not in (None, report["verdict"])
+        else ""
     )
     return section("Before and after", table(["", "base", "tuned", "fused"], rows) + change + note(told))
 
@@ -158,7 +166,7 @@ def _data(report: dict[str, Any]) -> str:
     body = f"<p>Rows: {', '.join(counts)}.</p>\n" if counts else ""
     if audit is not None and audit["details"]:
         rows = [
-            f"<tr><td>{text(each['kind'].replace('_', ' '))}</td><td>{each['count']:,}</td>"
+            f"<tr><td>{text(finding(each['kind']))}</td><td>{each['count']:,}</td>"
             f'<td>{text(each["detail"])} <span class="note">{text(each["advice"])}</span></td></tr>'
             for each in audit["details"]
         ]
@@ -172,7 +180,7 @@ def _provenance(report: dict[str, Any]) -> str:
     body = facts(provenance(report))
     if report["recipe_text"] is not None:
         body += f"\n<details><summary>The whole recipe</summary>\n<pre>{text(report['recipe_text'])}</pre></details>"
-        body += note("To make it again: save the recipe, then `mlxtune run` it with the data and the versions above.")
+        body += note("To make it again: save the recipe, then let mlxtune run it with the data and the versions above.")
     if report["files"]:
         hashed = "\n".join(f"{digest}  {name}" for name, digest in report["files"].items())
         body += (

@@ -9,6 +9,7 @@ from mlxtune.report.words import (
     comparison_table,
     contamination_words,
     coverage_words,
+    finding,
     flips_words,
     forgetting_words,
     fuse_facts,
@@ -32,7 +33,7 @@ def render(report: dict[str, Any]) -> str:
     parts += _comparison(report["comparison"])
     parts += ["## Before and after", _table(["", "base", "tuned", "fused"], table(report, metrics(report)))]
     parts.append("In parentheses: 95 % intervals over the held-out rows. `tuned` is the base with its adapter.")
-    if report["change"] != report["verdict"]:
+    if report["change"] not in (None, report["verdict"]):
         parts.append(_plain(report["change"]))
     parts += _labels(report["tables"])
     parts += _samples(report["samples"])
@@ -90,7 +91,7 @@ def _labels(tables: dict[str, Any]) -> list[str]:
     parts = []
     if found.get("classes"):
         rows = [
-            [each["label"], *(f"{each[name]:.3f}" for name in ("precision", "recall", "f1")), f"{each['support']:,}"]
+            [each["label"], *(f"{each[name]:.2f}" for name in ("precision", "recall", "f1")), f"{each['support']:,}"]
             for each in found["classes"]
         ]
         parts += [f"## Label by label, {column} model", _table(["label", "precision", "recall", "F1", "rows"], rows)]
@@ -120,7 +121,7 @@ def _audit(report: dict[str, Any]) -> list[str]:
         parts.append(f"Rows: {', '.join(counts)}.")
     audit = report["audit"]
     if audit is not None and audit["details"]:
-        rows = [[each["kind"].replace("_", " "), f"{each['count']:,}", each["detail"]] for each in audit["details"]]
+        rows = [[finding(each["kind"]), f"{each['count']:,}", each["detail"]] for each in audit["details"]]
         parts.append(_table(["finding", "rows", "detail"], rows))
     elif audit is not None:
         parts.append(f"The audit of {audit['rows']:,} rows found nothing to mend.")

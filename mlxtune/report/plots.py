@@ -38,7 +38,11 @@ def reliability(bins: Sequence[dict[str, Any]], ece: float) -> str:
             above = (each["confidence"], each["accuracy"])
             note(axes, f"{each['count']:,}", above, (0, 8), ha="center", size=10, gid="c-halo")
         words = f"calibration error {percent(ece)}"
-        note(axes, words, (1, 0), (-6, 8), ha="right", color=INK["text"], gid="c-strong+halo")
+        style = {"color": INK["text"], "gid": "c-strong+halo"}
+        if sum(each["count"] * (each["accuracy"] - each["confidence"]) for each in filled) < 0:
+            note(axes, words, (0, 1), (6, -16), **style)  # its points lie below the line, in the other corner
+        else:
+            note(axes, words, (1, 0), (-6, 8), ha="right", **style)
 
     return drawing.draw(WIDTH, HEIGHT, MARGINS, "Reliability: confidence against accuracy", paint)
 

@@ -133,7 +133,7 @@ def classes(report: dict[str, Any]) -> str:
             row(
                 [
                     each["label"],
-                    *(f"{each[name]:.3f}" for name in ("precision", "recall", "f1")),
+                    *(f"{each[name]:.2f}" for name in ("precision", "recall", "f1")),
                     f"{each['support']:,}",
                 ]
             )

@@ -5,10 +5,11 @@ objects of at least these keys, `Exact` of one for just these, `Maybe` of one fo
 for objects of any keys.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = 2**63  # of whole numbers: larger ones are no counts, and no array holds them
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
 
 
@@ -139,9 +140,9 @@ def _first_of(value: dict[str, Any], shape: dict[str, Any], name: str) -> str | 
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
     return isinstance(value, kind)
 
 

@@ -13,11 +13,16 @@ BETTER, WORSE, UNCLEAR, UNKNOWN = "better", "worse", "unclear", "unknown"
 
 
 def compare(before: Score, after: Score) -> str:
-    """`better`, `worse`, or `unclear` where the intervals overlap."""
-    if before.ci_low <= after.ci_high and after.ci_low <= before.ci_high:
+    """`better`, `worse`, or `unclear` where the intervals overlap, or where one row is all there is."""
+    if _says_nothing(before, after) or (before.ci_low <= after.ci_high and after.ci_low <= before.ci_high):
         return UNCLEAR
     rose = after.value > before.value
     return BETTER if rose == (after.better == "higher") else WORSE
+
+
+def _says_nothing(*scores: Score) -> bool:
+    """Whether an interval has no width, as that of a single row or group: it says nothing of others."""
+    return any(score.ci_low == score.ci_high for score in scores)
 
 
 def headline(before: dict[str, Score], after: dict[str, Score]) -> str | None:
@@ -78,10 +83,10 @@ def _change(metric: str, first: Score, last: Score, outcome: str) -> str:
             f"Tuning made the model worse: {name} went from {value(first)} to {value(last)}{unit} "
             f"(95 % interval {interval(last)}{sign}) on {rows}."
         )
-    return (
-        f"No clear difference: {name} was {value(first)} before and {value(last)}{unit} after tuning on {rows}, "
-        f"and the 95 % intervals overlap ({interval(first)}{sign} and {interval(last)}{sign})."
-    )
+    told = f"No clear difference: {name} was {value(first)} before and {value(last)}{unit} after tuning on {rows}, "
+    if _says_nothing(first, last):
+        return f"{told}too few to tell."
+    return f"{told}and the 95 % intervals overlap ({interval(first)}{sign} and {interval(last)}{sign})."
 
 
 def _beside(metric: str, base: dict[str, Score], after: dict[str, Score], outcome: str) -> list[str]:
@@ -119,7 +124,7 @@ def _fusing(
     else:
         only = "only " if kept < 0.9 else ""
         sentence = f"The fused model kept {only}{percent(round(kept, 3))} of the gain in loss"
-    if metric in tuned and metric in fused and fused[metric].value != tuned[metric].value:
+    if metric in tuned and metric in fused and value(fused[metric]) != value(tuned[metric]):
         lost = ", clearly worse than with the adapter" if compare(tuned[metric], fused[metric]) == WORSE else ""
         its = f"; its {metric_name(metric)}" if sentence else f"The fused model's {metric_name(metric)}"
         sentence += f"{its} is {value(fused[metric])}{lost}"

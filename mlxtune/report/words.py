@@ -55,11 +55,13 @@ def percent(share: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three decimals where they say something: `0.412`, `23.118`, `1,530`, `0.0021`."""
+    """As many decimals as say something: `0.412`, `23.1`, `1,530`, `0.0021`."""
     if abs(value) >= 1e7:
         return f"{value:.2e}"
     if abs(value) >= 100:
         return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
     return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
@@ -112,6 +114,11 @@ def metrics(report: dict[str, Any]) -> list[str]:
 
 def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def finding(kind: str) -> str:
+    """What a kind of the audit's findings is called."""
+    return "personal data" if kind == "pii" else kind.replace("_", " ")
 
 
 def size_cells(report: dict[str, Any]) -> list[str]:
@@ -169,11 +176,14 @@ def _cost(value: float | None, form: str) -> str:
 
 
 def difference_words(difference: dict[str, Any] | None, score: Score | None) -> str:
-    """`+12.3 (8.1 to 16.0)`, in points where the metric is a share; `-` for what the others are held against."""
+    """`+12.3 (+8.1 to +16.0)`, in points where the metric is a share; `-` for what the others are held against."""
     if difference is None or score is None:
         return "-"
     ends = [difference[name] for name in ("value", "ci_low", "ci_high")]
-    value, low, high = (f"{end * 100:+.1f}" if score.unit == "share" else f"{end:+.3g}" for end in ends)
+    if score.unit == "share":
+        value, low, high = (f"{end * 100:+.1f}" for end in ends)
+    else:
+        value, low, high = (f"{end:+.3f}" if end == 0 or abs(end) >= 0.0005 else f"{end:+.1g}" for end in ends)
     return f"{value} ({low} to {high})"
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from mlxtune.cli import main
 from mlxtune.cli.report import command, show
-from mlxtune.metrics.accuracy import accuracy
+from mlxtune.metrics.intervals import share
 from mlxtune.metrics.loss import loss
 from mlxtune.report.build import build
 from mlxtune.rundir import RunDir, write_json, write_text
@@ -27,8 +27,7 @@ def run(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "my run")
     write_text(run.recipe, "model: tiny\n")
     for column, right, nats in (("base", 2, 2.0), ("tuned", 18, 0.5), ("fused", 18, 0.5)):
-        answers = ["a"] * right + ["b"] * (20 - right)
-        scores = [loss([nats] * 20, [1] * 20), accuracy(answers, ["a"] * 20, "(.)")]
+        scores = [loss([nats] * 20, [1] * 20), share("accuracy", right, 20)]
         value = {"model": "m", "adapter": None, "n": 20, "scores": [each.to_dict() for each in scores]}
         write_json(run.evaluation(column), {**value, "tables": {}, "cost": {}, "seconds": 1.0})
     write_text(run.fused / "model.safetensors", "x" * 3000)

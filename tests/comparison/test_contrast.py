@@ -54,6 +54,24 @@ def test_losses_are_weighted_by_tokens() -> None:
     assert found["p"] < 0.01
 
 
+def test_the_rows_needed_by_a_loss_are_those_of_its_weighted_mean() -> None:
+    """The plain mean of -0.1 / 3 would ask for many more than that of -1.6 / 6 by tokens."""
+    apart, tokens = [-0.5, 0.2, 0.2] * 20, [4, 1, 1] * 20
+    before = [line(row, nats=2.0, tokens=tokens[row]) for row in range(60)]
+    after = [line(row, nats=2.0 + apart[row], tokens=tokens[row]) for row in range(60)]
+    found = contrast.difference(before, after, "loss")
+    assert found is not None
+    mean = (4 * -0.5 + 2 * 0.2) / 6
+    spread = np.std([weight * (each - mean) / 2 for each, weight in zip(apart, tokens, strict=True)], ddof=1)
+    assert found["value"] == pytest.approx(mean, rel=1e-12)
+    assert found["rows_needed"] == int(np.ceil(((1.959964 + 0.841621) * spread / mean) ** 2))
+    # all rows better by the same: no spread, whatever they weigh
+    after = [line(row, nats=1.5, tokens=tokens[row]) for row in range(60)]
+    found = contrast.difference(before, after, "loss")
+    assert found is not None
+    assert found["rows_needed"] is None
+
+
 def test_rows_are_the_same_by_file_name_and_line() -> None:
     before = [line(1, right=False), line(2, right=False), line(3, right=False)]
     after = [line(3, right=True, where="/other/place/data/test.jsonl:3"), line(9, right=True)]

@@ -1,5 +1,6 @@
 """An OpenAI-compatible server on this machine: what it is sent, what is tried again, and what no error tells."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -115,6 +116,27 @@ def test_a_refusal_is_final(serve: Serve, code: int, value: Any, line: str) -> N
         endpoint.ask(Endpoint(url=server.url, model="m"), ASKED, max_tokens=1)
     assert str(caught.value) == f"{server.url}: {line}"
     assert len(server.seen) == 1
+
+
+def test_nobody_waits_for_a_slow_answer_after_a_refusal(serve: Serve) -> None:
+    refused, done = threading.Event(), threading.Event()
+
+    def script(number: int, body: dict[str, Any]) -> Reply:
+        if body["messages"][0]["content"] == "slow":
+            refused.set()
+            done.wait(30)
+            return 200, said("late"), {}
+        refused.wait(30)  # the slow one is under way
+        return 403, {"error": "no"}, {}
+
+    server = serve(script)
+    asked = [[{"role": "user", "content": each}] for each in ("refused", "slow")]
+    with pytest.raises(StorageError, match="answers 403"):
+        endpoint.ask_all(Endpoint(url=server.url, model="m"), asked, max_tokens=1)
+    waited = done.is_set()
+    done.set()
+    assert not waited
+    assert len(server.seen) == 2
 
 
 def test_the_key_follows_no_redirect(serve: Serve) -> None:

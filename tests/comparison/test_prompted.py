@@ -138,6 +138,20 @@ def test_a_test_row_that_stands_in_the_training_rows_is_not_shown_itself(make: M
         assert text(finished, made, name, 0).count(TEST[0][0]) == 1
 
 
+@pytest.mark.parametrize("examples", ["fixed", "nearest"])
+def test_it_is_no_fixed_example_either(make: MakeRun, examples: str) -> None:
+    """Every training row is one of the examples; the row that is the test row itself is left out for that one."""
+    train = [("aaa", "one"), ("bbb", "two"), ("ccc", "three")]
+    finished = make(train, [("aaa", "one"), ("zzz", "two")])
+    made = prompted.plans(finished, CompareRecipe(few_shot=3, retrieval=False, examples=examples))
+    shown = [text(finished, made, "few_shot", row) for row in range(2)]
+    assert [shown[0].count(turn("user", question)) for question, _ in train] == [1, 1, 1]
+    assert shown[0].endswith(turn("user", "aaa") + ASK)
+    assert turn("assistant", "one") not in shown[0]
+    assert [shown[1].count(turn("user", question)) for question, _ in train] == [1, 1, 1]
+    assert turn("assistant", "one") in shown[1]
+
+
 def test_free_answers_name_no_labels(make: MakeRun) -> None:
     free = [(f"question {number}", f"a free answer {number}") for number in range(30)]
     made = prompted.plans(make(free, free[:2]), CompareRecipe())

@@ -115,10 +115,30 @@ def test_a_server_tells_no_losses() -> None:
     assert list(scores([row(1, "x", "x", loss=None, tokens=0, tokens_right=None)])) == ["exact_match", *FREE]
 
 
-def test_groups_widen_intervals() -> None:
-    rows = [row(line, "x", "x" if line % 8 < 4 else "y", group=f"{line % 8}") for line in range(80)]
-    alone = scores([replace(each, group=None) for each in rows])["exact_match"]
-    together = scores(rows)["exact_match"]
+SHARES = [
+    "exact_match",
+    "accuracy",
+    "outside_labels",
+    "label_accuracy",
+    "json_valid",
+    "json_schema",
+    "pattern",
+    "refusals",
+]
+
+
+@pytest.mark.parametrize("metric", SHARES)
+def test_groups_widen_intervals(metric: str) -> None:
+    refused = "I cannot say."
+    rows = [
+        replace(
+            labelled(line, "1", "1" if good else refused, "1" if good else "2", 0.5), answer="1" if good else refused
+        )
+        for line, good in ((line, line % 8 < 4) for line in range(80))
+    ]
+    grouped = [replace(each, group=f"{line % 8}", exact=each.answer == "1") for line, each in enumerate(rows)]
+    settings = {"metrics": [metric], "schema": "s.json", "pattern": "1"}
+    alone, together = (scores(each, True, ("1", "2"), **settings)[metric] for each in (rows, grouped))
     assert together.value == alone.value == 0.5
     assert together.ci_high - together.ci_low > 1.5 * (alone.ci_high - alone.ci_low)
 
@@ -132,6 +152,7 @@ def test_settings_that_no_rows_could_do(tmp_path: Path) -> None:
         ({"metrics": ["f1"]}, "'f1' is no metric; known: loss, "),
         ({"metrics": ["pattern"]}, "'pattern' needs evaluate.pattern"),
         ({"metrics": ["json_schema"]}, "'json_schema' needs evaluate.schema"),
+        ({"labels": ["a", " "]}, "evaluate.labels: a label is empty"),
     ):
         with pytest.raises(RecipeError, match=message):
             tally.check(EvaluateRecipe(**settings))

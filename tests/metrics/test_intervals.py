@@ -276,3 +276,23 @@ def test_the_interval_of_a_median_is_that_of_scipys_binomial() -> None:
         k = int(stats.binom.ppf(0.025, n, 0.5))
         k += stats.binom.cdf(k, n, 0.5) <= 0.025  # ppf gives the first that reaches 2.5 %
         assert median_interval(range(1, n + 1)) == (k, n + 1 - k)
+
+
+@pytest.mark.parametrize("n", [500, 5000])
+def test_as_many_figures_are_computed_however_many_rows_there_are(n: int) -> None:
+    counted: list[int] = []
+    intervals.resampled(lambda rows: float(counted.append(rows.size) or 0), n, resamples=10)
+    left_out = counted[11:]
+    assert len(left_out) == min(n, intervals.LEFT_OUT)
+    assert sum(n - each for each in left_out) == n  # each row is left out once
+
+
+def test_blocks_tell_the_spread_that_rows_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).exponential(size=2000)
+    errors = []
+    for most in (2000, 100):
+        monkeypatch.setattr(intervals, "LEFT_OUT", most)
+        *_, without = intervals.resampled(lambda rows: float(values[rows].mean()), 2000, resamples=2)
+        errors.append(np.sqrt((most - 1) / most * ((without - without.mean()) ** 2).sum()))
+    assert errors[0] == pytest.approx(values.std(ddof=1) / np.sqrt(2000), rel=1e-9)
+    assert errors[1] == pytest.approx(errors[0], rel=0.15)

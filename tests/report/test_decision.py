@@ -250,3 +250,41 @@ def test_nothing_to_compare(candidates: list[dict[str, Any]], metric: str | None
     found = decide(candidates, metric, None)
     assert (found["decision"], found["rows_needed"]) == ("cannot_tell", None)
     assert found["sentence"] == f"Cannot tell: {lacking} was scored to compare."
+
+
+@pytest.mark.parametrize(
+    ("n", "difference", "decision", "needed"),
+    [
+        (5, (-0.01, -0.02, 0.0, 0.0625), "cannot_tell", 6),  # five rows can show nothing, so they settle nothing
+        (6, (-0.01, -0.02, 0.0, 0.0625), "prompt", None),
+        (1, (-0.03, -0.03, -0.03, 1.0), "cannot_tell", 6),  # one row: no width, and yet it says nothing
+        (40, (-0.03, -0.03, -0.03, 1.0), "cannot_tell", 41),  # all rows of one group
+        (40, (0.0, 0.0, 0.0, 1.0), "prompt", None),  # an adapter that changes nothing
+        (1, (-0.5, -0.5, -0.5, 1.0), "cannot_tell", 6),
+    ],
+)
+def test_what_says_nothing_settles_nothing(
+    n: int, difference: tuple[float, float, float, float], decision: str, needed: int | None
+) -> None:
+    """Losses: less is better, so that the lower end is what tuning may gain."""
+    tuned = candidate("tuned", 1.0, kind="tuned", metric="loss", n=n, difference=difference)
+    found = decide([candidate("base", 1.03, metric="loss", n=n), tuned], "loss", None)
+    assert (found["decision"], found["rows_needed"]) == (decision, needed)
+
+
+def test_the_tuned_model_may_be_held_to_the_labels_too() -> None:
+    base = held(candidate("base", 0.0), 0.65, 0.7)
+    tuned = candidate("tuned", 0.6, kind="tuned", low=0.5, difference=(0.6, 0.5, 0.7, 1e-9))
+    assert decide([base, held(tuned, 0.6, 0.65)], "accuracy", None)["decision"] == "prompt"
+    assert decide([base, held(tuned, 0.95, 1.0)], "accuracy", None)["decision"] == "tune"
+    near = decide([base, held(tuned, 0.7, 0.75)], "accuracy", None)
+    assert near["decision"] == "cannot_tell"
+    assert near["sentence"].endswith("against 70 % (65-75) by the tuned model, held to them too.")
+
+
+def test_rows_that_a_candidate_could_not_read_count_as_wrong() -> None:
+    """Two of two rows right are two of a hundred; of losses there is no such sum, so it comes last."""
+    assert best([candidate("base", 0.1), candidate("small", 1.0, n=2)], "accuracy", "untuned") == "base"
+    assert best([candidate("base", 0.1), candidate("prompt", 0.8, n=98)], "accuracy", "untuned") == "prompt"
+    losses = [candidate("small", 0.5, metric="loss", n=2), candidate("base", 2.0, metric="loss")]
+    assert best(losses, "loss", "untuned") == "base"

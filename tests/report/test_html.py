@@ -85,7 +85,7 @@ def test_a_comparison_leads_the_page(compared: RunDir) -> None:
         "Twice the data would bring about +2.3 points.",
         "From few shot to tuned: 48 rows became right and 8 wrong.",
         "Where it is at least 55.6 % sure, 95.3 % of its labels are right (wanted: 95 %)",
-        "access0.8281.0000.90624",
+        "access0.831.000.9124",
     ):
         assert words in shown, words
     assert "ins" in page.tags and "del" in page.tags

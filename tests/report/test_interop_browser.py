@@ -127,6 +127,10 @@ def look(browser: Browser, page: Path, name: str, width: int, colours: str, medi
             "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre') &&"
             " e.getBoundingClientRect().right > document.documentElement.clientWidth).map(e => e.outerHTML)"
         ),
+        "cut": value(
+            "[...document.querySelectorAll('.scroll table')].filter(e => e.getBoundingClientRect().right >"
+            " e.parentElement.getBoundingClientRect().right + 1).map(e => e.className)"
+        ),
         "title": value("document.title"),
         "background": value("getComputedStyle(document.body).backgroundColor"),
         "drawings": value("document.querySelectorAll('svg').length"),
@@ -163,8 +167,9 @@ def test_the_report_opens_from_disk_and_fits(browser: Browser, compared: RunDir,
 
 def test_on_paper_it_is_black_on_white(browser: Browser, compared: RunDir) -> None:
     build.write(compared)
-    found = look(browser, compared.report("html"), "report-print", 800, "dark", "print")
+    found = look(browser, compared.report("html"), "report-print", 718, "dark", "print")  # A4 without margins of 10 mm
     assert found["background"] == "rgb(255, 255, 255)" and found["overflow"] == 0
+    assert found["cut"] == []
 
 
 def test_hostile_texts_do_nothing(browser: Browser, compared: RunDir) -> None:

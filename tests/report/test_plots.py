@@ -88,3 +88,10 @@ def test_a_learning_curve_goes_on_to_what_is_expected() -> None:
     assert {"measured", "expected", "training rows", "accuracy", "100 %"} <= set(texts(svg))
     assert "expected" not in texts(plots.learning_curve("accuracy", points, None))
     assert plots.learning_curve("accuracy", [], None) == ""
+
+
+@pytest.mark.parametrize(("accuracy", "across"), [(0.1, "left"), (0.9, "right")])
+def test_the_calibration_error_stands_where_no_points_are(accuracy: float, across: str) -> None:
+    drawing = plots.reliability([{"low": 0.4, "high": 0.5, "confidence": 0.5, "accuracy": accuracy, "count": 3}], 0.4)
+    (found,) = re.findall(r'<text x="([\d.]+)"[^>]*>calibration error', drawing)
+    assert (float(found) < chart.WIDTH / 4) == (across == "left")

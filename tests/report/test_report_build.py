@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlxtune.errors import InputError
-from mlxtune.report.build import build, write
+from mlxtune.report.build import build, pages, write
 from mlxtune.rundir import RunDir, read_json
 
 PAGES = ("json", "md", "html")
@@ -286,6 +286,13 @@ def test_each_decision_has_its_outcome(compared: RunDir, decision: str, outcome:
     path = compared.compare / "compare.json"
     edit(path, verdict={**read_json(path)["verdict"], "decision": decision})
     assert build(compared)["outcome"] == outcome
+
+
+def test_intervals_that_overlap_do_not_contradict_a_comparison(compared: RunDir) -> None:
+    shutil.copy(compared.evaluation("base"), compared.evaluation("tuned"))
+    report = build(compared)
+    assert report["change"] is None
+    assert all("No clear difference" not in page for page in pages(report).values())
 
 
 def test_a_recipe_that_compares_misses_a_comparison(run: RunDir) -> None:

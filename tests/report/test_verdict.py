@@ -35,6 +35,14 @@ def test_compare_needs_intervals_apart_and_knows_the_good_way() -> None:
     assert compare(share("accuracy", 90)["accuracy"], share("accuracy", 10)["accuracy"]) == "worse"
 
 
+def test_one_row_tells_nothing() -> None:
+    assert compare(loss(2.0, spread=0, n=1)["loss"], loss(1.0, spread=0, n=1)["loss"]) == "unclear"
+    assert say(loss(2.0, spread=0, n=1), loss(1.0, spread=0, n=1)) == (
+        "unclear: No clear difference: held-out loss was 2.000 before and 1.000 nats per token after tuning on "
+        "1 held-out row, too few to tell."
+    )
+
+
 def test_a_clear_gain_that_fusing_kept() -> None:
     base, tuned = share("accuracy", 0) | loss(2.7), share("accuracy", 88) | loss(0.3)
     assert say(base, tuned, tuned, kept=0.983) == (

@@ -27,7 +27,15 @@ def test_percent_keeps_all_and_nothing_apart_from_nearly(value: float, text: str
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0.000"), (0.41234, "0.412"), (23.1184, "23.118"), (1530.4, "1,530"), (0.00213, "0.0021"), (3e8, "3.00e+08")],
+    [
+        (0, "0.000"),
+        (0.41234, "0.412"),
+        (9.9994, "9.999"),
+        (23.1184, "23.1"),
+        (1530.4, "1,530"),
+        (0.00213, "0.0021"),
+        (3e8, "3.00e+08"),
+    ],
 )
 def test_number_keeps_what_says_something(value: float, text: str) -> None:
     assert words.number(value) == text
@@ -125,7 +133,7 @@ def test_a_comparison_has_its_figures_and_says_what_is_not_known() -> None:
     ]
     assert [row[1:3] for row in words.comparison_table({**found, "metric": None})[1]] == [["-", "-"], ["-", "-"]]
     nats = Score(metric="loss", value=2.0, unit="nats per token", ci_low=1.9, ci_high=2.1, n=9, better="lower")
-    assert words.difference_words(apart, nats) == "+0.125 (-0.01 to +0.26)"
+    assert words.difference_words(apart, nats) == "+0.125 (-0.010 to +0.260)"
 
 
 def test_a_person_sees_all_rows_where_no_confidence_is_enough() -> None:
