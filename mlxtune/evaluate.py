@@ -3,6 +3,7 @@
 What is written: the predictions, a row a line, and last the scores, which are there if and only if all is.
 """
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def evaluate(
     refuse_impossible(samples, settings, label_set)
     expected = _expected_labels(samples, settings, label_set)
     started = time.monotonic()
+    gc.collect()  # what was used before and lies in cycles would count as this model's memory
     mx.reset_peak_memory()
     read = choices.measure(lm.net, samples, settings.batch_size, lambda done: on_row("loss", done, len(samples)))
     between = time.monotonic()

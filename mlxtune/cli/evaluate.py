@@ -99,7 +99,7 @@ def _of_rows(recipe: Recipe, adapter_path: Path | None, out: Path | None, as_jso
     from mlxtune import adapter, model
     from mlxtune.data import load
     from mlxtune.data.render import Limit, render
-    from mlxtune.evaluate import check, evaluate, write
+    from mlxtune.evaluate import check, evaluate, refuse_impossible, write
     from mlxtune.evaluation import labelset
     from mlxtune.tokenizer import inner, load_for_rows
 
@@ -122,6 +122,7 @@ def _of_rows(recipe: Recipe, adapter_path: Path | None, out: Path | None, as_jso
     if not rendered.samples:
         raise DataError(f"has no row to score: {rendered.losses}", where=file, hint="raise --max-seq-length")
     labels = labelset.find(known, recipe.evaluate, inner(tokenizer), tokenizer.eos_token_ids, recipe.data)
+    refuse_impossible(rendered.samples, recipe.evaluate, labels)
     lm = model.load(source, chat_template=template)
     if adapter_path is not None:
         adapter.load(lm, adapter_path)
@@ -148,7 +149,7 @@ def _of_rows(recipe: Recipe, adapter_path: Path | None, out: Path | None, as_jso
 
 
 def _groups(rows: Sequence[Any], column: str | None) -> dict[str, str] | None:
-    """The group of each row by its place; rows of a run's own data have lost the column."""
+    """The group of each row by its place."""
     if column is None:
         return None
     groups = {row.where: str(row.value[column]) for row, _ in rows if column in row.value}
@@ -225,9 +226,13 @@ def _finish(
 
 
 def _show_scores(scores: Sequence[Score]) -> None:
+    named = [words.metric_name(each.metric).removeprefix("held-out ") for each in scores]  # any file can be scored
     display.table(
         ["score", "value", "95 % interval", "rows"],
-        [[each.metric.replace("_", " "), words.value(each), words.interval(each), f"{each.n}"] for each in scores],
+        [
+            [name, words.value(each), words.interval(each), f"{each.n}"]
+            for name, each in zip(named, scores, strict=True)
+        ],
     )
 
 
@@ -250,7 +255,7 @@ def _show_tables(done: "Evaluation") -> None:
     found = done.tables.get("coverage")
     if found is not None:
         display.result()
-        display.result(_alone(found))
+        display.result(words.coverage_words(found))
 
 
 def _taken_for(label: str, table: dict[str, Any]) -> str:
@@ -260,16 +265,3 @@ def _taken_for(label: str, table: dict[str, Any]) -> str:
     del wrong[line]
     count, name = max(wrong, key=lambda each: each[0])
     return f"{name} ({count})" if count else ""
-
-
-def _alone(found: dict[str, Any]) -> str:
-    """When the model may answer alone, in a sentence."""
-    target = f"{words.percent(found['target'])} of its labels right"
-    if found["threshold"] is None:
-        return f"At no probability of its label does the model have {target}: hand every row to a person."
-    low, high = (words.percent(found[name]) for name in ("precision_low", "precision_high"))
-    return (
-        f"To have {target}, let the model answer alone from a label's probability of {found['threshold']:.3f} on:\n"
-        f"{words.percent(found['coverage'])} of the rows, {words.percent(found['precision'])} of them right "
-        f"(95 % interval {low} to {high})."
-    )

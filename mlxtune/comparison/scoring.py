@@ -4,7 +4,6 @@ One model is in memory at a time. Knows models, adapters and servers; what the r
 is taken from its files.
 """
 
-import gc
 import re
 import tempfile
 import time
@@ -188,7 +187,6 @@ class Scoring:
         if known is None:
             samples = (plan or self.plain).samples
             lm = load()
-            gc.collect()  # what earlier candidates left in cycles would count as this one's memory
             done = evaluate(
                 lm,
                 samples,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,16 +78,17 @@ def test_the_tables_and_the_files(invoke: Invoke, listing: Listing, trained: Pat
     code, out, err = invoke("evaluate", "--data", data, "--out", file, *LABELLED)
     assert (code, err) == (0, "")
     first, second, third = out.split("\n\n")
-    lines = [line.split() for line in first.splitlines()]
-    assert lines[0] == ["score", "value", "95", "%", "interval", "rows"]
-    assert [line[0] for line in lines[1:]] == [
-        "loss", "perplexity", "token", "exact", "accuracy", "macro", "outside", "label", "ece",
+    heading, *scores = first.splitlines()
+    assert heading.split() == ["score", "value", "95", "%", "interval", "rows"]
+    assert [re.split("  +", line)[0] for line in scores] == [
+        "loss", "perplexity", "token accuracy", "exact match", "accuracy", "macro F1", "answers outside the labels",
+        "accuracy by probabilities", "calibration error",
     ]  # fmt: skip
     lines = [line.split() for line in second.splitlines()]
     assert lines[0] == ["label", "precision", "recall", "F1", "rows", "mostly", "taken", "for"]
     assert [line[0] for line in lines[1:]] == ["it", "please", "your"]
     assert sum(int(line[4]) for line in lines[1:]) == 5
-    assert third.startswith(("To have 95 % of its labels right, let", "At no probability of its label does"))
+    assert third.startswith(("Where it is at least ", "At no level of confidence are 95 % of its labels right"))
     assert list(listing(tmp_path)) == ["new", "new/scores.json", "new/scores.jsonl"]
     value = json.loads(file.read_text())
     assert value.keys() == {"model", "adapter", "n", "seconds", "scores", "tables", "cost"}
