@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from rapidfuzz.distance import LCSseq
+
 from mlxtune.errors import DataError
 from mlxtune.metrics.intervals import mean_share
 from mlxtune.report.score import Score
@@ -29,24 +31,8 @@ def f_measure(answer: str, expected: str) -> float:
     Source: C.-Y. Lin, "ROUGE: a package for automatic evaluation of summaries", ACL workshop 2004, section 3.1.
     """
     given, wanted = _WORD.findall(answer.lower()), _WORD.findall(expected.lower())
-    common = longest_common(given, wanted)
+    common = LCSseq.similarity(given, wanted)
     if not common:
         return 0.0
     precision, recall = common / len(given), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
-
-
-def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a word at a time of `other` against all of `one` as bits.
-
-    Source: H. Hyyrö, "Bit-parallel LCS-length computation revisited", AWOCA 2004.
-    """
-    places: dict[str, int] = {}
-    for i, word in enumerate(one):
-        places[word] = places.get(word, 0) | 1 << i
-    everything = (1 << len(one)) - 1
-    column = everything
-    for word in other:
-        same = column & places.get(word, 0)
-        column = ((column + same) | (column - same)) & everything
-    return len(one) - column.bit_count()
