@@ -60,7 +60,8 @@ def attention(
         outputs: list[mx.array] = []
         sums: list[mx.array] = []
         for number, (_, _, seen) in enumerate(blocks):
-            found = scores(_after(queries, outputs), keys, number)
+            (asked,) = mx.depends([queries], outputs[-1:])  # else MLX could make all blocks at once
+            found = scores(asked, keys, number)
             most = found.max(axis=-1, keepdims=True)
             weights = power_of_two(mx.maximum(found - most, LEAST))
             total = weights.sum(axis=-1, keepdims=True)
@@ -79,7 +80,8 @@ def attention(
         of_keys, of_values = _Tails(), _Tails()
         for number in reversed(range(len(blocks))):
             start, end, seen = blocks[number]
-            of_output = in_groups(_after(slope, of_queries), start, end)
+            (given,) = mx.depends([slope], of_queries[-1:])
+            of_output = in_groups(given, start, end)
             exponents = scores(queries, keys, number) - in_groups(sums, start, end)
             weights = power_of_two(mx.maximum(exponents, LEAST))
             of_weights = of_output @ values[:, :, :seen].swapaxes(-1, -2)
@@ -134,10 +136,6 @@ def _hidden(blocks: Sequence[Block], mask: mx.array | str | None) -> list[mx.arr
         ]
     added = mx.where(mask, 0.0, least)
     return [added if added.shape[-2] == 1 else added[..., start:end, :] for start, end, _ in blocks]
-
-
-def _after(some: mx.array, made: list[mx.array]) -> mx.array:
-    return mx.depends([some], [made[-1]])[0] if made else some
 
 
 @contextmanager

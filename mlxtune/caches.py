@@ -41,3 +41,12 @@ def measured(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         net.train(training)
+
+
+def tried(net: nn.Module, works: Callable[[], bool]) -> bool:
+    """Whether `works()` says so of a measured `net`; what an architecture raises at caches it doesn't know is a no."""
+    with measured(net):
+        try:
+            return works()
+        except Exception:
+            return False

@@ -39,7 +39,8 @@ def chunked_nats(tail: Tail, hidden: mx.array, targets: mx.array, size: int) -> 
     """`token_nats(tail(hidden), targets)` (N,), `size` positions after the other. hidden (N, D), targets (N,)."""
     nats: list[mx.array] = []
     for some, wanted in _chunks(hidden, targets, size):
-        nats.append(token_nats(tail(_after(some, nats)), wanted))
+        (given,) = mx.depends([some], nats[-1:])  # else MLX could make all chunks at once
+        nats.append(token_nats(tail(given), wanted))
     return mx.concatenate(nats)
 
 
@@ -58,7 +59,7 @@ def learned_nats(tail: Tail, hidden: mx.array, targets: mx.array, size: int) -> 
         slopes: list[mx.array] = []
         for some, wanted in _chunks(hidden, targets, size):
             ones = mx.ones(wanted.shape)
-            inputs = [_after(some, nats, slopes)]
+            inputs = mx.depends([some], nats[-1:] + slopes[-1:])
             (made,), (slope,) = mx.vjp(lambda h, wanted=wanted: token_nats(tail(h), wanted), inputs, [ones])
             nats.append(made)
             slopes.append(slope)
@@ -73,9 +74,3 @@ def learned_nats(tail: Tail, hidden: mx.array, targets: mx.array, size: int) -> 
 
 def _chunks(hidden: mx.array, targets: mx.array, size: int) -> list[tuple[mx.array, mx.array]]:
     return [(hidden[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)]
-
-
-def _after(some: mx.array, *made: list[mx.array]) -> mx.array:
-    """`some`, to be had only when the last of each of what was made is: MLX could else make all at once."""
-    last = [each[-1] for each in made if each]
-    return mx.depends([some], last)[0] if last else some

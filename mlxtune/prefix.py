@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxtune.borrow import create_attention_mask
-from mlxtune.caches import given, measured
+from mlxtune.caches import given, tried
 from mlxtune.data.render import Sample
 from mlxtune.head import alike
 
@@ -108,10 +108,10 @@ def supported(net: nn.Module, length: int, width: int, vocabulary: int) -> bool:
     prefix = random.integers(0, vocabulary, length)
     rows = random.integers(0, vocabulary, (2, width))
     whole = np.concatenate([np.broadcast_to(prefix, (2, length)), rows], axis=1)
-    with measured(net):
-        try:
-            with shared(net, prefix.tolist()):
-                found = net(mx.array(rows))
-            return alike(found, net(mx.array(whole))[:, length:])
-        except Exception:  # whatever an architecture makes of a cache that it doesn't know
-            return False
+
+    def works() -> bool:
+        with shared(net, prefix.tolist()):
+            found = net(mx.array(rows))
+        return alike(found, net(mx.array(whole))[:, length:])
+
+    return tried(net, works)
