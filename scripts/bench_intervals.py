@@ -6,7 +6,7 @@ Each line is one distribution, and n rows a data set; of its intervals the share
 in per cent, with the median width relative to ours. ours: bootstrap-t. Beside it, from the same resamples: the
 percentile interval, BCa, and the normal one (figure ± 1.96 standard errors). The true figure is known or taken from
 a million rows. By chance alone, the share of 2,000 intervals is off by 0.5 points (one standard error). Shares,
-differences of rights, macro-F1 and ECE have intervals of their own; the last two are slow: a twentieth of the sets.
+differences of rights, macro-F1 and ECE have intervals of their own; that of ECE is slow: a twentieth of the sets.
 """
 
 import argparse
@@ -239,7 +239,7 @@ def main() -> None:
         for part in (
             means(random, args.sets, n),
             shares(random, args.sets, n),
-            classes(random, few, n),
+            classes(random, args.sets, n),
             confidences(random, few, n),
         ):
             for line in part:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxtune.errors import DataError
-from mlxtune.metrics.intervals import bootstrap_of, wilson
+from mlxtune.metrics.intervals import bootstrap_sums, group_numbers, wilson
 from mlxtune.report.score import Score
 
 Numbers = npt.NDArray[np.float64]
@@ -50,24 +50,38 @@ def macro_f1(
 ) -> Score:
     """The mean over the expected classes of F1 = 2 · right / (expected + given), in [0, 1]; see `per_class`.
 
-    The interval is a BCa bootstrap's over rows (groups); a resample's mean is over the classes that it expects. Where
+    The interval is `bootstrap_sums` over rows (groups); a resample's mean is over the classes that it expects. Where
     every row is right, or none, no resample differs: the other end is then Wilson's of that many rows.
     """
     labels, wanted, got = _numbered(given, expected)
-
-    def mean(rows: Rows) -> float:
-        right, support, answered = _counts(wanted[rows], got[rows], len(labels))
-        there = support > 0
-        return float((2 * right[there] / (support[there] + answered[there])).mean())
-
-    value = mean(np.arange(len(wanted)))
+    value = float(_macro(np.concatenate(_counts(wanted, got, len(labels)))[None])[0])
     same = wanted == got
     if same.all() or not same.any():
         n = len(wanted) if groups is None else len(set(groups))
         low, high = wilson(n if same.all() else 0, n)
     else:
-        low, high = bootstrap_of(mean, len(wanted), groups, seed)
+        place = np.arange(len(wanted)) if groups is None else group_numbers(groups)
+        low, high = bootstrap_sums(_macro, _columns(wanted, got, len(labels), place), seed)
+        low, high = max(0.0, low), min(1.0, high)
     return Score(metric="macro_f1", value=value, unit="share", ci_low=low, ci_high=high, n=len(wanted), better="higher")
+
+
+def _macro(sums: Numbers) -> Numbers:
+    """The mean F1 (B,) of right, expected and given rows of each class (B, 3K)."""
+    right, support, answered = np.split(sums, 3, axis=1)
+    there = support > 0
+    f1 = 2 * right / np.where(there, support + answered, 1)
+    mean: Numbers = (f1 * there).sum(axis=1) / there.sum(axis=1)
+    return mean
+
+
+def _columns(wanted: Rows, got: Rows, classes: int, place: Rows) -> Numbers:
+    """What each row, or each group of rows of equal `place` (N,), adds to right, expected and given: (G, 3K)."""
+    labels = np.stack([np.where(wanted == got, wanted, classes), wanted, got])  # (3, N), K for none of them
+    at = (3 * place + np.arange(3)[:, None]) * (classes + 1) + labels
+    groups = int(place.max()) + 1
+    columns = np.bincount(at.ravel(), minlength=groups * 3 * (classes + 1)).reshape(groups, 3, classes + 1)
+    return columns[:, :, :classes].reshape(groups, 3 * classes).astype(np.float64)
 
 
 def _numbered(given: Sequence[str | None], expected: Sequence[str]) -> tuple[list[str], Rows, Rows]:

@@ -1,6 +1,5 @@
 import math
 import random
-import statistics
 from fractions import Fraction
 
 import numpy as np
@@ -12,9 +11,9 @@ from mlxtune.metrics import intervals
 from mlxtune.metrics.intervals import (
     Z,
     bootstrap,
-    bootstrap_of,
     bootstrap_ratio,
     bootstrap_ratios,
+    bootstrap_sums,
     mean_share,
     median_interval,
     share,
@@ -189,39 +188,25 @@ def test_groups_and_rows_must_agree() -> None:
     with pytest.raises(ValueError, match="1 groups"):
         bootstrap([1.0, 2.0], groups=["a"])
     with pytest.raises(ValueError, match="2 rows and 1 groups"):
-        bootstrap_of(lambda rows: 0.0, 2, groups=["a"])
+        intervals.resampled(lambda rows: 0.0, 2, groups=["a"])
     with pytest.raises(ValueError, match="0 rows"):
-        bootstrap_of(lambda rows: 0.0, 0)
+        intervals.resampled(lambda rows: 0.0, 0)
 
 
-def test_a_figure_of_rows_is_the_slow_bca() -> None:
-    values = np.array([3.0, 1.5, 8.0, 2.0, 5.5, 0.5, 4.0, 4.0])
-    drawn = np.random.default_rng(5).integers(0, 8, size=(400, 8))
-    found = sorted(float(np.median(values[rows])) for rows in drawn)
-    figure = float(np.median(values))
-    normal = statistics.NormalDist()
-    below = sum((each < figure) + (each == figure) / 2 for each in found) / 400
-    bias = normal.inv_cdf(below)
-    without = [float(np.median(np.delete(values, row))) for row in range(8)]
-    apart = [sum(without) / 8 - each for each in without]
-    acceleration = sum(each**3 for each in apart) / (6 * sum(each**2 for each in apart) ** 1.5)
-    ends = [normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z))) for z in (-Z, Z)]
-    expected = np.quantile(found, ends)
-    assert bootstrap_of(lambda rows: float(np.median(values[rows])), 8, seed=5, resamples=400) == pytest.approx(
-        tuple(expected), rel=1e-12
-    )
+def test_the_interval_of_a_figure_of_sums_spans_the_percentiles_and_those_less_the_bias() -> None:
+    rows = np.array([[3.0, 2], [1, 5], [8, 1], [2, 2], [5, 3], [0, 4]])
 
+    def spread(sums: np.ndarray) -> np.ndarray:
+        return (sums[:, 0] / sums[:, 1]) ** 2
 
-@pytest.mark.interop
-def test_bca_is_scipys() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    values = np.random.default_rng(6).lognormal(size=40)
-    for figure in (np.std, np.median, lambda rows: float(np.exp(np.mean(rows)))):
-        expected = stats.bootstrap(
-            (values,), figure, n_resamples=2000, method="BCa", vectorized=False, rng=np.random.default_rng(7)
-        ).confidence_interval
-        found = bootstrap_of(lambda rows, figure=figure: float(figure(values[rows])), 40, seed=7)
-        assert found == pytest.approx((expected.low, expected.high), rel=1e-9)
+    found = [spread(rows[drawn].sum(axis=0)[None])[0] for drawn in np.random.default_rng(5).integers(0, 6, (400, 6))]
+    low, high = np.quantile(found, [0.025, 0.975])
+    bias = sum(found) / 400 - (19 / 17) ** 2
+    assert bias > 0.1  # of a square
+    assert bootstrap_sums(spread, rows, seed=5, resamples=400) == pytest.approx((low - 2 * bias, high), rel=1e-12)
+    low, high = -np.quantile(found, [0.975, 0.025])
+    expected = (low, high + 2 * bias)
+    assert bootstrap_sums(lambda sums: -spread(sums), rows, seed=5, resamples=400) == pytest.approx(expected, rel=1e-12)
 
 
 def test_groups_of_a_figure_are_drawn_together() -> None:
@@ -231,11 +216,12 @@ def test_groups_of_a_figure_are_drawn_together() -> None:
         seen.add(tuple(rows.tolist()))
         return float(len(rows))
 
-    low, high = bootstrap_of(first_rows, 5, groups=["b", "a", "b", "a", "a"], resamples=50)
+    value, found, without = intervals.resampled(first_rows, 5, groups=["b", "a", "b", "a", "a"], resamples=50)
     b, a = (0, 2), (1, 3, 4)
     assert seen == {b, a, b + b, a + a, b + a, a + b}
-    assert 4 <= low <= 5 <= high <= 6
-    assert bootstrap_of(first_rows, 2, groups=["a", "a"]) == (2, 2)  # a single group
+    assert (value, set(found), sorted(without)) == (5, {4, 5, 6}, [2, 3])
+    value, found, without = intervals.resampled(first_rows, 2, groups=["a", "a"])  # a single group
+    assert (value, *found, *without) == (2, 2, 2)
 
 
 def test_a_mean_of_shares() -> None:
