@@ -4,18 +4,23 @@ A prediction is a line of an evaluation's JSONL as a mapping. Rows are the same 
 before them depends on where a command was called. Rows that only one of the two has are left out of a difference.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
-from mlxtune.metrics.intervals import mean_share
+import numpy as np
+import numpy.typing as npt
+
+from mlxtune.metrics.intervals import group_numbers, mean_share
 from mlxtune.metrics.loss import loss
 from mlxtune.metrics.perplexity import perplexity
-from mlxtune.metrics.significance import holm, paired, rows_needed, rows_needed_for
+from mlxtune.metrics.significance import LEVEL, holm, paired, rows_needed, rows_needed_for
 from mlxtune.report.score import Score
 from mlxtune.report.verdict import UNCLEAR, compare
 
+Numbers = npt.NDArray[np.float64]
 Prediction = Mapping[str, Any]
 Key = tuple[str, int]  # a row's file name and line, and which of its samples
 RIGHT = {"accuracy": "right", "exact_match": "exact"}  # metric: what says of a prediction whether it is right
@@ -68,24 +73,28 @@ def metric_of(candidates: Sequence[tuple[str, Sequence[Score]]]) -> str | None:
     return "loss" if both("loss") else None
 
 
-def difference(before: Sequence[Prediction], after: Sequence[Prediction], metric: str) -> dict[str, Any] | None:
+def difference(
+    before: Sequence[Prediction], after: Sequence[Prediction], metric: str, level: float = LEVEL
+) -> dict[str, Any] | None:
     """The mean of after - before by a metric, with interval, p, the common rows, and the rows that would show it.
 
-    Losses are weighted by tokens; rows of one group are not taken as independent. None where no row has both.
+    Losses are weighted by tokens; rows of one group are not taken as independent. `level` is that of "would show it".
+    None where no row has both.
     """
     pairs = _pairs(before, after, metric)
     if not pairs:
         return None
     old, new = [_value(one, metric) for one, _ in pairs], [_value(other, metric) for _, other in pairs]
     groups = _groups([one for one, _ in pairs])
-    if metric in RIGHT:
-        found = paired(old, new, groups)
+    weights = None if metric in RIGHT else [float(one["tokens"]) for one, _ in pairs]
+    found = paired(old, new, groups, weights=weights)
+    if weights is None and groups is None:
         fixed, broken = (sum(b - a == change for a, b in zip(old, new, strict=True)) for change in (1, -1))
-        needed = rows_needed(fixed, broken, len(pairs))
+        needed = rows_needed(fixed, broken, len(pairs), level)
     else:
-        weights = [float(one["tokens"]) for one, _ in pairs]
-        found = paired(old, new, groups, weights=weights)
-        needed = rows_needed_for(*_as_rows(old, new, weights, found.value))
+        needed = _needed(
+            np.subtract(new, old), np.ones(len(pairs)) if weights is None else np.array(weights), groups, level
+        )
     return {
         "metric": metric,
         "value": found.value,
@@ -97,24 +106,29 @@ def difference(before: Sequence[Prediction], after: Sequence[Prediction], metric
     }
 
 
-def _as_rows(
-    old: Sequence[float], new: Sequence[float], weights: Sequence[float], mean: float
-) -> tuple[list[float], list[float]]:
-    """Zeros, and differences whose plain mean and deviation are those of a weighted `mean`: m + w (d - m) / mean w.
+def _needed(apart: Numbers, weights: Numbers, groups: Sequence[str] | None, level: float) -> int | None:
+    """The rows that would show the weighted mean m of differences d (N,), in groups as large as these.
 
-    The deviation of a ratio of two sums, as in W. G. Cochran, "Sampling Techniques" (1977), section 2.11.
+    What N groups of weight w and mean d say is what N rows m + w (d - m) / mean w would: their deviation is that of a
+    ratio of two sums. Source: W. G. Cochran, "Sampling Techniques" (1977), section 2.11.
     """
-    usual = sum(weights) / len(weights)
-    parts = zip(old, new, weights, strict=True)
-    return [0.0] * len(old), [mean + weight * (after - before - mean) / usual for before, after, weight in parts]
+    place = np.arange(len(apart)) if groups is None else group_numbers(groups)
+    sums, weight = np.bincount(place, apart * weights), np.bincount(place, weights)
+    mean = sums.sum() / weight.sum()
+    needed = rows_needed_for([0.0] * len(sums), (mean + (sums - weight * mean) / weight.mean()).tolist(), level)
+    return None if needed is None else math.ceil(needed * len(apart) / len(sums))
 
 
 def differences(
     candidates: Mapping[str, Sequence[Prediction]], against: str, metric: str
 ) -> dict[str, dict[str, Any] | None]:
-    """The difference of each candidate from the one named `against`, with p-values adjusted for all of them (Holm)."""
+    """The difference of each candidate from the one named `against`, with p-values adjusted for all of them (Holm).
+
+    The rows that would show one are those for the smallest of the p-values, the strictest of all.
+    """
+    level = LEVEL / max(1, len(candidates) - 1)
     found = {
-        name: difference(candidates[against], each, metric) if name != against else None
+        name: difference(candidates[against], each, metric, level) if name != against else None
         for name, each in candidates.items()
     }
     measured = [each for each in found.values() if each is not None]
@@ -166,6 +180,14 @@ def same_rows(before: Sequence[Prediction], after: Sequence[Prediction]) -> list
         if same:
             found.append((same.pop(0), each))
     return found
+
+
+def flips_since(
+    before: Sequence[Prediction], now: Sequence[Prediction], name: str, metric: str
+) -> dict[str, Any] | None:
+    """The flips from an earlier run's predictions, which are named as the rows of this one, to the tuned model."""
+    pairs = same_rows(before, now)
+    return flips([one for one, _ in pairs], [other for _, other in pairs], (name, "tuned"), metric)
 
 
 def rescored(predictions: Sequence[Prediction]) -> list[Score]:

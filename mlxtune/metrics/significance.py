@@ -12,6 +12,7 @@ from mlxtune.metrics.intervals import NORMAL, Z, bootstrap, group_numbers
 
 EXACT_FLIPS = 12  # up to so many pairs, all ways to flip their signs are tried
 FLIPS = 10_000
+LEVEL = 0.05
 POWER_Z = NORMAL.inv_cdf(0.8)
 
 
@@ -125,12 +126,12 @@ def sign_flips(differences: npt.NDArray[np.float64], seed: int = 0) -> float:
     return (reached + 1) / (FLIPS + 1)
 
 
-def rows_needed(fixed: int, broken: int, n: int) -> int | None:
-    """How many rows would show a difference like that of `n` rows, at 5 % two-sided with 80 % power; None for none.
+def rows_needed(fixed: int, broken: int, n: int, level: float = LEVEL) -> int | None:
+    """How many rows would show a difference like that of `n` rows, two-sided with 80 % power; None for none.
 
     With d = |fixed - broken| / n and the share of changed rows c = (fixed + broken) / n, the least m for which
 
-        m · d - 1 >= z₀.₉₇₅ √(m · c) + z₀.₈ √(m · (c - d²))
+        m · d - 1 >= z √(m · c) + z₀.₈ √(m · (c - d²))        z: the normal point that the `level` leaves above
 
     Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design",
     Biometrics 43 (1987), 207-211; the 1 is A. L. Edwards' correction for continuity (Psychometrika 13 (1948),
@@ -141,12 +142,12 @@ def rows_needed(fixed: int, broken: int, n: int) -> int | None:
     if fixed == broken:
         return None
     size, changed = abs(fixed - broken) / n, (fixed + broken) / n
-    spread = Z * math.sqrt(changed) + POWER_Z * math.sqrt(changed - size**2)
+    spread = NORMAL.inv_cdf(1 - level / 2) * math.sqrt(changed) + POWER_Z * math.sqrt(changed - size**2)
     return math.ceil(((spread + math.sqrt(spread**2 + 4 * size)) / (2 * size)) ** 2)
 
 
-def rows_needed_for(before: Sequence[float], after: Sequence[float]) -> int | None:
-    """As `rows_needed`, for differences of any size: m = ((z₀.₉₇₅ + z₀.₈) · deviation / mean)², (N,) each.
+def rows_needed_for(before: Sequence[float], after: Sequence[float], level: float = LEVEL) -> int | None:
+    """As `rows_needed`, for differences of any size: m = ((z + z₀.₈) · deviation / mean)², (N,) each.
 
     None where the mean difference is zero, or where all differences are equal. Source: G. W. Snedecor and
     W. G. Cochran, "Statistical Methods" (1989), section 6.14.
@@ -155,4 +156,4 @@ def rows_needed_for(before: Sequence[float], after: Sequence[float]) -> int | No
     mean, deviation = float(apart.mean()), float(apart.std(ddof=1)) if apart.size > 1 else 0.0
     if mean == 0 or deviation == 0:
         return None
-    return math.ceil(((Z + POWER_Z) * deviation / mean) ** 2)
+    return math.ceil(((NORMAL.inv_cdf(1 - level / 2) + POWER_Z) * deviation / mean) ** 2)

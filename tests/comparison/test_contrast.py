@@ -9,6 +9,7 @@ from mlxtune.comparison import contrast
 from mlxtune.metrics.exact_match import exact_match
 from mlxtune.metrics.intervals import share
 from mlxtune.metrics.loss import loss
+from mlxtune.metrics.significance import rows_needed
 
 
 def line(
@@ -70,6 +71,30 @@ def test_the_rows_needed_by_a_loss_are_those_of_its_weighted_mean() -> None:
     found = contrast.difference(before, after, "loss")
     assert found is not None
     assert found["rows_needed"] is None
+
+
+def test_rows_that_say_the_same_in_groups_are_needed_in_groups() -> None:
+    """Each row three times over says no more than once: three times the rows that `rows_needed_for` asks for."""
+    before, after = rights("000011110000" * 3), rights("011011100010" * 3)
+    copies = [
+        [{**each, "where": f"data/test.jsonl:{3 * row + copy}", "group": str(row)} for row, each in enumerate(some)
+         for copy in range(3)]
+        for some in (before, after)
+    ]  # fmt: skip
+    found = contrast.difference(*copies, "accuracy")
+    assert found is not None
+    apart = [float(b["right"]) - float(a["right"]) for a, b in zip(before, after, strict=True)]
+    alone = ((1.959964 + 0.841621) * np.std(apart, ddof=1) / np.mean(apart)) ** 2
+    assert found["rows_needed"] == 3 * int(np.ceil(alone))
+
+
+def test_more_candidates_need_more_rows() -> None:
+    before, after = rights("000011110000" * 3), rights("011011100010" * 3)
+    for others in (0, 1, 5):
+        given = {"base": before, "tuned": after, **{f"other{i}": after for i in range(others)}}
+        found = contrast.differences(given, "base", "accuracy")["tuned"]
+        assert found is not None
+        assert found["rows_needed"] == rows_needed(9, 3, 36, 0.05 / (others + 1))
 
 
 def test_rows_are_the_same_by_file_name_and_line() -> None:

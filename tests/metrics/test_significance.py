@@ -182,8 +182,8 @@ def test_false_findings_stay_below_the_level() -> None:
     assert 0.02 <= np.mean(found) <= 0.065
 
 
-def power(m: int, fixed: float, broken: float) -> float:
-    """How often `mcnemar` is below 5 % on m rows with these shares of fixed and broken ones."""
+def power(m: int, fixed: float, broken: float, level: float) -> float:
+    """How often `mcnemar` is below a level on m rows with these shares of fixed and broken ones."""
 
     def binomial(n: int, k: int, p: float) -> float:
         if p in (0, 1):
@@ -194,17 +194,20 @@ def power(m: int, fixed: float, broken: float) -> float:
     changed, total = fixed + broken, 0.0
     for n in range(m + 1):
         if (weight := binomial(m, n, changed)) > 1e-7:
-            total += weight * sum(binomial(n, k, fixed / changed) for k in range(n + 1) if mcnemar(k, n - k) < 0.05)
+            total += weight * sum(binomial(n, k, fixed / changed) for k in range(n + 1) if mcnemar(k, n - k) < level)
     return total
 
 
 @pytest.mark.parametrize(
-    ("fixed", "broken", "n", "rows", "shown"),
-    [(12, 5, 200, 599, 0.818), (10, 0, 100, 96, 0.927), (3, 1, 50, 439, 0.819), (60, 10, 200, 50, 0.854)],
-)
-def test_rows_needed_give_the_power(fixed: int, broken: int, n: int, rows: int, shown: float) -> None:
-    assert rows_needed(fixed, broken, n) == rows
-    assert power(rows, fixed / n, broken / n) == pytest.approx(shown, abs=0.002)  # 80 % or more
+    ("fixed", "broken", "n", "level", "rows", "shown"),
+    [
+        (12, 5, 200, 0.05, 599, 0.818), (10, 0, 100, 0.05, 96, 0.927), (3, 1, 50, 0.05, 439, 0.819),
+        (60, 10, 200, 0.05, 50, 0.854), (12, 5, 200, 0.05 / 6, 894, 0.818),
+    ],
+)  # fmt: skip
+def test_rows_needed_give_the_power(fixed: int, broken: int, n: int, level: float, rows: int, shown: float) -> None:
+    assert rows_needed(fixed, broken, n, level) == rows
+    assert power(rows, fixed / n, broken / n, level) == pytest.approx(shown, abs=0.002)  # 80 % or more
 
 
 def test_rows_needed_solve_connors_inequality() -> None:
@@ -237,6 +240,8 @@ def test_rows_needed_refuses_what_is_no_count(fixed: int, broken: int, n: int) -
 def test_rows_needed_for_differences_of_any_size() -> None:
     # mean 1, deviation 2: (1.959964 + 0.841621)² · 4 = 31.4
     assert rows_needed_for([0.0, 0.0, 0.0], [-1.0, 1.0, 3.0]) == 32
+    # (2.575829 + 0.841621)² · 4 = 46.7
+    assert rows_needed_for([0.0, 0.0, 0.0], [-1.0, 1.0, 3.0], 0.01) == 47
     assert rows_needed_for([1.0, 2.0], [2.0, 3.0]) is None
     assert rows_needed_for([1.0, 2.0], [2.0, 1.0]) is None
     assert rows_needed_for([1.0], [2.0]) is None
