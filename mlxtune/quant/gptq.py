@@ -36,13 +36,13 @@ def pack(weight: mx.array, packing: Packing, inputs: Inputs) -> Packed:
         return search.pack(weight, packing, inputs.mean_square)
     rows = weight.reshape(-1, weight.shape[-1])
     turned = mx.contiguous(rows.astype(mx.float32).T)
-    hessian = damped(inputs.hessian)
-    factor = upper(hessian)
-    mx.eval(hessian, factor)
+    more = damping(inputs.hessian)
+    factor = upper(inputs.hessian, more)
+    mx.eval(more, factor)
     found = _rounded(turned, packing, factor, rows.dtype)
     del factor
     for _ in range(SWEEPS):
-        found = _swept(turned, packing, hessian, found, rows.dtype)
+        found = _swept(turned, packing, inputs.hessian, more, found, rows.dtype)
     lead = weight.shape[:-1]
     return Packed(
         words_down(found.codes, packing.bits).T.reshape(*lead, -1),
@@ -73,8 +73,12 @@ def _rounded(turned: mx.array, packing: Packing, factor: mx.array, dtype: mx.Dty
     return _together(made)
 
 
-def _swept(turned: mx.array, packing: Packing, hessian: mx.array, found: _Groups, dtype: mx.Dtype) -> _Groups:
+def _swept(
+    turned: mx.array, packing: Packing, hessian: mx.array, more: mx.array, found: _Groups, dtype: mx.Dtype
+) -> _Groups:
     """A round of descent on e·H·eᵀ for weights (I, O): in each group the codes one by one, then scale and bias.
+
+    H is `hessian` with `more` on its diagonal.
 
     With r = H·e (I) of what is left, a value v_j is best at v_j + r_j / H_jj. With the codes c of a group fixed,
     the changes δ of scale and ε of bias solve cᵀHc·δ + cᵀH1·ε = cᵀr and cᵀH1·δ + 1ᵀH1·ε = 1ᵀr.
@@ -86,8 +90,8 @@ def _swept(turned: mx.array, packing: Packing, hessian: mx.array, found: _Groups
     for number in range(len(found.scales)):
         part = slice(number * size, (number + 1) * size)
         scale, bias, old = found.scales[number], found.biases[number], values[part]
-        inner, inverse = hessian[part, part], _inverse(scale)
-        left = hessian[part] @ error
+        inner, inverse = hessian[part, part] + more * mx.eye(size), _inverse(scale)
+        left = hessian[part] @ error + more * error[part]
         codes = []
         for i in range(size):
             best = old[i] + left[i] / inner[i, i]
@@ -127,13 +131,18 @@ def _together(made: list[tuple[mx.array, mx.array, mx.array]]) -> _Groups:
     )
 
 
-def damped(hessian: mx.array, damping: float = DAMPING) -> mx.array:
-    """H with `damping` times its mean diagonal added to the diagonal, (I, I) float32; never singular."""
-    mean, each = mx.diag(hessian).mean(), mx.arange(len(hessian))
-    return hessian.at[each, each].add(mx.where(mean > 0, damping * mean, 1.0))
+def damping(hessian: mx.array, share: float = DAMPING) -> mx.array:
+    """What is added to the diagonal of H (I, I): a `share` of its mean, so that none is singular; 1 where that is 0."""
+    mean = mx.diag(hessian).mean()
+    return mx.where(mean > 0, share * mean, 1.0)
 
 
-def upper(hessian: mx.array) -> mx.array:
-    """U (I, I), upper triangular, of H⁻¹ = Uᵀ·U: with H reversed both ways = L·Lᵀ, U is L⁻¹ reversed."""
-    lower = mx.linalg.cholesky(mx.contiguous(hessian[::-1, ::-1]), stream=mx.cpu)
+def upper(hessian: mx.array, more: mx.array) -> mx.array:
+    """U (I, I), upper triangular, of H⁻¹ = Uᵀ·U, where H is `hessian` with `more` on its diagonal.
+
+    With H reversed both ways = L·Lᵀ, U is L⁻¹ reversed.
+    """
+    each = mx.arange(len(hessian))
+    turned = mx.contiguous(hessian[::-1, ::-1]).at[each, each].add(more)
+    lower = mx.linalg.cholesky(turned, stream=mx.cpu)
     return mx.contiguous(mx.linalg.tri_inv(lower, stream=mx.cpu)[::-1, ::-1])
