@@ -3,7 +3,9 @@
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 # transformers speaks of frameworks that mlxtune does not need
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -31,6 +33,7 @@ with _open_file_limit_kept():
     )
     from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+    from mlx_lm.quant import awq
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from mlx_lm.tuner.dora import DoRALinear
     from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
@@ -42,7 +45,33 @@ with _open_file_limit_kept():
         load_tokenizer,
     )
 
+AWQ_MODEL_CONFIGS: dict[str, Any] = awq.AWQ_MODEL_CONFIGS
+_SILENT = threading.Lock()
+
+
+class _Silent:
+    """Stands for tqdm: gives what it goes over, and writes nothing."""
+
+    def __new__(cls, blocks: Iterable[Any]) -> Any:
+        return blocks
+
+    @staticmethod
+    def write(text: str) -> None:
+        """Keeps `text` to itself."""
+
+
+def awq_quantize(*args: Any, **options: Any) -> None:
+    """mlx-lm's `awq_quantize`, without the bar and the lines that it writes to stderr and stdout."""
+    with _SILENT:
+        tqdm, awq.tqdm = awq.tqdm, _Silent
+        try:
+            awq.awq_quantize(*args, **options)
+        finally:
+            awq.tqdm = tqdm
+
+
 __all__ = [
+    "AWQ_MODEL_CONFIGS",
     "MODEL_REMAPPING",
     "BatchGenerator",
     "DoRALinear",
@@ -53,6 +82,7 @@ __all__ = [
     "QuantizedSwitchLinear",
     "SwitchLinear",
     "TokenizerWrapper",
+    "awq_quantize",
     "can_trim_prompt_cache",
     "create_attention_mask",
     "generate_step",

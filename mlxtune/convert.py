@@ -1,11 +1,11 @@
 """Converts, quantizes and dequantizes a model folder, a few rows at a time. Knows folders, not the hub.
 
 Nothing holds the model: rows are read, checked, cast, packed and written, whatever the model's size (see `sources` and
-`shards`). A method that looks at the layers' inputs also runs the model, block by block; only dwq holds it, twice.
+`shards`). How a weight is packed is decided in `packs`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxtune import machine, model, precision, shards, sources
+from mlxtune import machine, model, packs, precision, shards, sources
 from mlxtune.claims import without_claim
 from mlxtune.data.render import Sample
 from mlxtune.errors import InputError, ModelError
 from mlxtune.layers import Layer, chosen, described, packed_tensors
-from mlxtune.quant import calibrate, dwq, gptq, imatrix, own_text, rtn, search
+from mlxtune.packs import Pack
 from mlxtune.quant.packing import WORD, Packed, Packing, dequantized
 from mlxtune.recipe import QuantizeRecipe
 from mlxtune.rundir import refuse_existing, size_of, staged, write_json
@@ -26,10 +26,6 @@ from mlxtune.shards import Job, Piece, Tensor
 from mlxtune.sources import Read, Source
 from mlxtune.tokenizer import check_vocabulary, load_tokenizer, vocabulary
 
-METHODS = {"rtn": rtn.pack, "search": search.pack}
-# from the inputs of a layer; without them: by search
-CALIBRATED = {"imatrix": imatrix.pack, "gptq": gptq.pack, "dwq": gptq.pack}
-OWN_ROWS, OWN_TOKENS = 64, 128  # that a model writes itself, where there are none
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 OnBytes = Callable[[int, int], None]
@@ -37,7 +33,10 @@ OnBytes = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What was written. Sizes in bytes; `layers` are those that could be quantized, where that was asked for."""
+    """What was written. Sizes in bytes.
+
+    `layers` are those that could be quantized, by `method`, where that was asked for.
+    """
 
     path: Path
     parameters: int
@@ -46,6 +45,7 @@ class Converted:
     bytes_before: int
     bytes_after: int
     layers: tuple[Layer, ...]
+    method: str | None = None
 
     @property
     def quantized_layers(self) -> int:
@@ -82,13 +82,16 @@ def convert(
     if quantize is not None:
         asked = Packing(quantize.bits, quantize.group_size, quantize.mode)
         layers = chosen(net, asked, casts, packings)
+        packs.check(net, config, quantize, layers, samples)
         config = described(config, asked, layers)
     parameters = precision.parameter_count(net)
     del net
-    packs = _packs(source, layers, quantize, samples, casts)
-    order = sorted(weights, key=lambda name: packs[name].turn if name in packs else 0)
-    pieces = (_piece(name, weights.pop(name), casts[name], packs, source) for name in order)
-    return _written(source, out, pieces, _with_dtype(config, dtype), parameters, tuple(layers), on_bytes, beside or {})
+    plan = packs.planned(source, layers, quantize, samples, casts)
+    weights |= {name: Source(array, None) for name, array in plan.changed.items()}
+    order = sorted(weights, key=lambda name: plan.packs[name].turn if name in plan.packs else 0)
+    pieces = (_piece(name, weights.pop(name), casts[name], plan.packs, source) for name in order)
+    done = _written(source, out, pieces, _with_dtype(config, dtype), parameters, tuple(layers), on_bytes, beside or {})
+    return replace(done, method=quantize.method if quantize is not None else None)
 
 
 def dequantize(
@@ -152,112 +155,7 @@ def _with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": dtype}
 
 
-@dataclass(frozen=True, slots=True)
-class _Pack:
-    """How a layer is packed: `whole` at once, or some rows at a time, by what `begin` gives when its `turn` comes."""
-
-    packing: Packing
-    begin: Callable[[], Callable[[mx.array], Packed]]
-    whole: bool
-    turn: int = 0
-
-
-class _Seen:
-    """What goes into each layer, gathered only as far as it is asked for."""
-
-    def __init__(self, source: Path, names: Sequence[str], samples: Sequence[Sample], hessian: bool):
-        config = model.check(source)
-        stages = calibrate.by_block(model.unread(source, config), names)
-        self.turns = {name: turn for turn, some in enumerate(stages) for name in some}
-        self.found: dict[str, calibrate.Inputs | None] = {}
-        self.coming = calibrate.gathered(lambda: model.unread(source, config), samples, names, hessian)
-
-    def take(self, name: str) -> calibrate.Inputs | None:
-        """Of the layer `name`, and lets it go. To be asked in the order of the turns, or much is held."""
-        while name not in self.found:
-            self.found |= next(self.coming)
-        return self.found.pop(name)
-
-
-def _packs(
-    source: Path,
-    layers: Sequence[Layer],
-    spec: QuantizeRecipe | None,
-    samples: Sequence[Sample],
-    dtypes: Mapping[str, mx.Dtype],
-) -> dict[str, _Pack]:
-    """How each layer's weight is packed, by the weight's name."""
-    packings = {layer.name: layer.packing for layer in layers if layer.packing is not None}
-    if spec is None:
-        return {}
-    seen = None
-    if spec.method in CALIBRATED:
-        if not samples:
-            raise InputError(
-                f"{spec.method} needs rows that show what goes into the layers",
-                where="quantize.method",
-                hint="give some, or use search",
-            )
-        seen = _Seen(source, list(packings), samples, hessian=spec.method != "imatrix")
-    if spec.method == "dwq":
-        assert seen is not None
-        learned = _learned(source, packings, seen, samples, dtypes)
-        return {
-            f"{name}.weight": _Pack(packing, partial(partial, _ready, learned, name), whole=True)
-            for name, packing in packings.items()
-        }
-
-    def begin(name: str, packing: Packing) -> Callable[[mx.array], Packed]:
-        inputs = seen.take(name) if seen is not None else None
-        if inputs is None:
-            return partial(METHODS.get(spec.method, search.pack), packing=packing)
-        return partial(CALIBRATED[spec.method], packing=packing, inputs=inputs)
-
-    return {
-        f"{name}.weight": _Pack(
-            packing,
-            partial(begin, name, packing),
-            whole=spec.method == "gptq",
-            turn=seen.turns[name] if seen is not None else 0,
-        )
-        for name, packing in packings.items()
-    }
-
-
-def _learned(
-    source: Path,
-    packings: Mapping[str, Packing],
-    seen: _Seen,
-    samples: Sequence[Sample],
-    dtypes: Mapping[str, mx.Dtype],
-) -> dict[str, Packed]:
-    """All layers, packed and then learned together: the model is held twice."""
-    net, copy = model.load(source).net, model.load(source).net
-    modules = dict(net.named_modules())
-    packed = {}
-    for name in seen.turns:
-        packing = packings[name]
-        weight = modules[name].weight.astype(dtypes[f"{name}.weight"])
-        known = seen.take(name)
-        packed[name] = search.pack(weight, packing) if known is None else gptq.pack(weight, packing, known)
-    learned = dwq.learn(net, copy, packed, packings, samples)
-    mx.eval([each.weight for each in learned.values()], [each.scales for each in learned.values()])
-    mx.eval([each.biases for each in learned.values() if each.biases is not None])
-    return learned
-
-
-def _ready(learned: dict[str, Packed], name: str, rows: mx.array) -> Packed:
-    return learned.pop(name)
-
-
-def own_rows(source: Path) -> list[Sample]:
-    """Rows that the model of `source` writes itself, for a method that looks at the layers where a user has none."""
-    lm = model.load(source)
-    start = lm.tokenizer.bos_token_id
-    return own_text.write(lm.net, OWN_ROWS, OWN_TOKENS, min(lm.tokenizer.eos_token_ids) if start is None else start, 0)
-
-
-def _piece(name: str, weight: Source, dtype: mx.Dtype, packs: dict[str, _Pack], where: Path) -> Piece:
+def _piece(name: str, weight: Source, dtype: mx.Dtype, packs: dict[str, Pack], where: Path) -> Piece:
     """What is written of a weight: itself, or what it is packed into."""
     pack = packs.pop(name, None)
     if pack is None:

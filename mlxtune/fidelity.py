@@ -88,16 +88,23 @@ def compare(
 
 
 def sweep(
-    source: Path, choices: Sequence[QuantizeRecipe], name: str = EMBEDDED, on_progress: OnProgress = ignore
+    source: Path,
+    choices: Sequence[QuantizeRecipe],
+    name: str = EMBEDDED,
+    on_progress: OnProgress = ignore,
+    seen: Sequence[Sample] = (),
 ) -> list[Fidelity]:
-    """What `source` loses by each of the ways to quantize it, on the text `name`. Copies are gone afterwards."""
+    """What `source` loses by each of the ways to quantize it, on the text `name`. Copies are gone afterwards.
+
+    `seen` are rows for methods that look at what goes into the layers.
+    """
     lm = model.load(source)
     samples = read_text(lm, name)
     found = []
     for number, choice in enumerate(choices):
         on_progress("quantized", number, len(choices))
         with tempfile.TemporaryDirectory(prefix="mlxtune-sweep-") as scratch:
-            convert(source, Path(scratch) / "copy", quantize=choice)
+            convert(source, Path(scratch) / "copy", quantize=choice, samples=seen)
             found.append(compare(lm, Path(scratch) / "copy", samples, title(choice), on_progress))
     return found
 

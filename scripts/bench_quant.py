@@ -10,8 +10,9 @@ median and 99th percentile of KL(source || quantized) in nats, the share of posi
 the mean KL over that of mlx-lm with as many bits. Both packages quantize the layers whose inputs the group size
 divides, and all values are computed in float32.
 
-Methods: mlx-lm (its quantize_model), search (no data), imatrix and gptq on calibration rows, and both on rows that
-the model writes itself, which needs no data either; with --learn dwq after gptq on the same rows. Budgeted: bits from
+Methods: mlx-lm (its quantize_model), search (no data), imatrix, gptq and, where mlx-lm knows the architecture and the
+group size divides all layers, its awq on calibration rows, and these on rows that the model writes itself, which needs
+no data either; with --learn dwq after gptq on the same rows. Budgeted: bits from
 2 to 8 for each layer, chosen by the KL that each adds on a few of these rows, against mlx-lm's equal bits and its
 mixed recipes at no more than their bits. Seconds are those of choosing the values.
 """
@@ -36,7 +37,7 @@ import mlxtune  # noqa: E402
 from mlxtune import model  # noqa: E402
 from mlxtune.data.render import Sample  # noqa: E402
 from mlxtune.metrics import divergence  # noqa: E402
-from mlxtune.quant import budget, calibrate, dwq, gptq, imatrix, own_text, search  # noqa: E402
+from mlxtune.quant import awq, budget, calibrate, dwq, gptq, imatrix, own_text, search  # noqa: E402
 from mlxtune.quant.packing import Packed, Packing, dequantized  # noqa: E402
 
 from mlx_lm.convert import mixed_quant_predicate_builder  # noqa: E402  isort: skip
@@ -103,6 +104,17 @@ class Bench:
         seconds = time.perf_counter() - started
         found = self.loss_of({name: dequantized(each, packings[name]) for name, each in packed.items()})
         return self.measured(at, f"gptq + dwq, {rows}", self.bits_of(packings), found, than, seconds)
+
+    def scaled(self, at: str, rows: str, packings: dict[str, Packing], packing: Packing, than: float) -> Line | None:
+        """mlx-lm's awq, where it packs just the layers that the others do."""
+        loaded = model.load(self.folder)
+        if not awq.knows(loaded.config) or awq.layers_of(loaded.net, loaded.config) != packings.keys():
+            return None
+        started = time.perf_counter()
+        awq.quantize(loaded.net, loaded.config, self.rows[rows], packing)
+        seconds = time.perf_counter() - started
+        found = divergence.measure(self.source, loaded.net, self.test, 16)
+        return self.measured(at, f"awq, {rows}", self.bits_of(packings), found, than, seconds)
 
     def measured(
         self, at: str, method: str, bits: int, found: divergence.Divergence, than: float | None, seconds: float
@@ -246,6 +258,10 @@ def run(bench: Bench, bits: list[int], learn: bool, budgeted: bool) -> Iterator[
         yield plain
         for method, pack in methods.items():
             yield bench.line(at, method, packings, pack, plain.kl)
+        for rows in bench.rows:
+            scaled = bench.scaled(at, rows, packings, Packing(width, bench.group_size), plain.kl)
+            if scaled is not None:
+                yield scaled
         for rows in bench.rows if learn else ():
             yield bench.learned(at, rows, packings, methods[f"gptq, {rows}"], plain.kl)
     if not budgeted:

@@ -56,6 +56,7 @@ LINES = [
     {"fitting"},
     {"quant", "metrics", "export", "trackers"},
     {"layers", "evaluation"},
+    {"packs"},
     {"convert", "train", "estimate", "evaluate", "chat"},
     {"fidelity", "allotment"},
     {"fusing"},
@@ -63,7 +64,8 @@ LINES = [
     {"comparison"},
     {"compare"},
     {"stages"},
-    {"pipeline", "verify"},
+    {"pipeline", "verification"},
+    {"verify"},
     {"cli"},
     {"__main__"},
 ]

@@ -77,21 +77,35 @@ def run(
 
 def prepared(model_name: str, mlx_path: Path, recipe: Recipe) -> "tuple[Path, list[Sample]]":
     """The folder of the model, and rows for a method that looks at them, when all that can be refused is known."""
-    method = recipe.quantize.method if recipe.quantize is not None else None
-    if recipe.data.path is not None and method not in CALIBRATED:
-        raise click.UsageError(f"--data has no effect; it is for --q-method {', '.join(CALIBRATED)}")
+    check_data(recipe)
     from mlxtune.rundir import refuse_existing
 
     refuse_existing(mlx_path, "--mlx-path")
     source = fetch(model_name, recipe.revision)
-    if method not in CALIBRATED:
-        return source, []
-    if recipe.data.path is not None:
-        return source, rows(source, recipe)
-    from mlxtune.convert import own_rows
+    return source, seen(source, recipe)
 
+
+def check_data(recipe: Recipe) -> None:
+    """Refuses rows for a method that looks at none."""
+    if recipe.data.path is not None and (recipe.quantize is None or recipe.quantize.method not in CALIBRATED):
+        raise click.UsageError(f"--data has no effect; it is for --q-method {', '.join(CALIBRATED)}")
+
+
+def seen(source: Path, recipe: Recipe) -> "list[Sample]":
+    """Rows for a method that looks at them: the user's, or the model's own; none for another method."""
+    if recipe.quantize is None or recipe.quantize.method not in CALIBRATED:
+        return []
+    return rows(source, recipe) if recipe.data.path is not None else own_rows(source, recipe)
+
+
+def own_rows(source: Path, recipe: Recipe) -> "list[Sample]":
+    """Rows that the model writes itself, with a note that it does."""
+    from mlxtune import packs
+
+    assert recipe.quantize is not None
+    packs.check_source(source, recipe.quantize)
     display.note("no --data: the model writes the rows that show what goes into its layers")
-    return source, own_rows(source)
+    return packs.own_rows(source)
 
 
 def rows(source: Path, recipe: Recipe) -> "list[Sample]":
@@ -150,6 +164,7 @@ def show(done: "Converted", as_json: bool, lost: "Fidelity | None" = None) -> No
                 "bits_per_weight": done.bits_per_weight,
                 "bytes_before": done.bytes_before,
                 "bytes_after": done.bytes_after,
+                "method": done.method,
                 "quantized_layers": done.quantized_layers,
                 "left_out": done.left_out,
                 "layers": [_as_json(layer) for layer in done.layers],
@@ -163,6 +178,7 @@ def show(done: "Converted", as_json: bool, lost: "Fidelity | None" = None) -> No
     display.note(
         f"{display.count(done.parameters, 'parameter')}, {words.size(done.bytes_before)} → "
         f"{words.size(done.bytes_after)}, {done.bits_per_weight:.2f} bits per weight"
+        f"{f', chosen by {done.method}' if done.method is not None else ''}"
     )
     display.result(str(done.path))
 

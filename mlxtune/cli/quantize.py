@@ -59,6 +59,8 @@ def command(
     targets = target_bpw is not None or target_size is not None
     _check_usage(mlx_path, target_bpw, target_size, costs, report, sweep, plot, text, flags)
     recipe = build_recipe(None, flags, ("quantize={}", *sets))
+    if targets and recipe.quantize is not None and recipe.quantize.method == "awq":
+        raise click.UsageError("a target gives each layer its own bits, and --q-method awq packs all alike: use gptq")
     if sweep:
         _sweep(model_name, recipe, sweep, plot, text, as_json)
         return
@@ -171,11 +173,13 @@ def _sweep(
     assert spec is not None
     for each in bits:
         check_quantization(each, spec.group_size, spec.mode, "--sweep")
+    convert.check_data(recipe)
     if plot is not None:
         refuse_existing(plot, "--plot")
     source = fetch(model_name, recipe.revision)
+    seen = convert.seen(source, recipe)
     with display.phases() as shown:
-        found = sweep(source, [replace(spec, bits=each) for each in bits], text or EMBEDDED, shown)
+        found = sweep(source, [replace(spec, bits=each) for each in bits], text or EMBEDDED, shown, seen)
     if plot is not None:
         fidelity.draw(found, plot)
     if as_json:

@@ -10,10 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxtune.errors import RecipeError
-from mlxtune.recipe.settings import TRACKERS, LoraRecipe, Recipe, all_settings, fields_of, section_type
+from mlxtune.recipe.settings import (
+    CALIBRATED,
+    TRACKERS,
+    LoraRecipe,
+    Recipe,
+    all_settings,
+    fields_of,
+    section_type,
+)
 
 AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 FIXED_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+# what a mode has methods for, beginning with the one that is used unless another is asked for
+MODE_METHODS = {
+    "affine": ("search", "rtn", *CALIBRATED),
+    "mxfp4": ("search", "rtn", "imatrix"),
+    "nvfp4": ("search", "rtn", "imatrix"),
+    "mxfp8": ("rtn",),
+}
 EXCLUSIVE = (("train.iters", "train.epochs"), ("fuse.bits", "fuse.dequantize"), ("lora.alpha", "lora.scale"))
 COMMAND_LINE = "command line"
 # what others call a setting; the flags' own spellings are known without this table
@@ -42,16 +57,26 @@ def check_quantization(bits: int, group_size: int, mode: str, where: str = "quan
         )
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
+def check_method(method: str, mode: str, where: str = "quantize") -> None:
+    """Refuses a method that a mode gives nothing to choose, so that it would do as another does."""
+    known = MODE_METHODS[mode]
+    if method not in known:
+        raise RecipeError(
+            f"{method} does not go with {mode}", where=f"{where}.method", hint=f"use {_listed(known)}, or leave it out"
+        )
+
+
+def _listed(values: tuple[int, ...] | tuple[str, ...]) -> str:
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def build(values: Mapping[str, Any], *, where: str = "recipe", settings: Mapping[str, Any] | None = None) -> Recipe:
     """A checked recipe from nested values; `settings`, from the command line, maps dotted keys to values that win.
 
     `data: FILE` stands for `data: {path: FILE}`, `lora.alpha` becomes `scale = alpha / rank`, and a quantization mode
-    with one format brings its bits and group size. Raises RecipeError for an unknown key (with the nearest known
-    one), a wrong type or a value out of range.
+    with one format brings its bits, group size and method. Raises RecipeError for an unknown key (with the nearest
+    known one), a wrong type or a value out of range.
     """
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     wanted = {key: _setting(key, value) for key, value in _without_auto(settings or {}).items()}
@@ -73,7 +98,8 @@ def build(values: Mapping[str, Any], *, where: str = "recipe", settings: Mapping
         mode = merged["quantize"].get("mode")
         bits, group_size = FIXED_MODES.get(mode if isinstance(mode, str) else "", (None, None))
         if bits is not None:
-            merged["quantize"] = {"bits": bits, "group_size": group_size} | merged["quantize"]
+            own = {"bits": bits, "group_size": group_size, "method": MODE_METHODS[str(mode)][0]}
+            merged["quantize"] = own | merged["quantize"]
     recipe = typing.cast(Recipe, _section(Recipe, merged, "", where))
     _check_together(recipe, where)
     return recipe
@@ -170,6 +196,7 @@ def _check_together(recipe: Recipe, where: str) -> None:
         raise RecipeError("is empty", where=f"{where}: lora.targets", hint="leave it out to adapt all linear layers")
     if recipe.quantize is not None:
         check_quantization(recipe.quantize.bits, recipe.quantize.group_size, recipe.quantize.mode, f"{where}: quantize")
+        check_method(recipe.quantize.method, recipe.quantize.mode, f"{where}: quantize")
     if recipe.fuse.bits is not None:
         check_quantization(recipe.fuse.bits, 64, "affine", f"{where}: fuse")
         if recipe.fuse.dequantize:

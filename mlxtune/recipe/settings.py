@@ -14,7 +14,7 @@ OPTIMIZERS = (
 )  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 QUANTIZATION_MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
-CALIBRATED = ("imatrix", "gptq", "dwq")  # methods that look at what goes into the layers
+CALIBRATED = ("imatrix", "gptq", "dwq", "awq")  # methods that look at what goes into the layers
 
 
 def setting(
@@ -68,7 +68,7 @@ class QuantizeRecipe:
     mode: str = setting("affine", "number format", choices=QUANTIZATION_MODES, flag="--q-mode")
     method: str = setting(
         "search",
-        "how values are chosen; search: least squares, rtn: nearest; from rows of data: imatrix, gptq, dwq",
+        "how values are chosen; search: least squares, rtn: nearest; from rows of data: imatrix, gptq, dwq, awq",
         choices=("search", "rtn", *CALIBRATED),
         flag="--q-method",
     )

@@ -46,6 +46,7 @@ def test_convert_quantized(
         "bits_per_weight": pytest.approx(5.02, abs=0.01),  # 4 and, for each 64 weights, two float32
         "bytes_before": 5_513_465,
         "bytes_after": (out / "model.safetensors").stat().st_size,
+        "method": "search",
         "quantized_layers": 22,
         "left_out": {},
         "layers": json.loads(printed)["layers"],
@@ -88,13 +89,28 @@ SEE = "(`mlxtune convert --help`)"
         (["tiny", "--q-group-size", "32"], f"--q-group-size has no effect without -q {SEE}"),
         (["tiny", "--q-mode", "mxfp4"], f"--q-mode has no effect without -q {SEE}"),
         (["tiny", "--q-method", "rtn"], f"--q-method has no effect without -q {SEE}"),
-        (["tiny", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix, gptq, dwq {SEE}"),
-        (["tiny", "-q", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix, gptq, dwq {SEE}"),
+        (["tiny", "--data", "tickets"], f"--data has no effect; it is for --q-method imatrix, gptq, dwq, awq {SEE}"),
+        (
+            ["tiny", "-q", "--data", "tickets"],
+            f"--data has no effect; it is for --q-method imatrix, gptq, dwq, awq {SEE}",
+        ),
         (["tiny", "-q", "--q-bits", "7"], "command line: quantize.bits: no 7-bit format; use 2, 3, 4, 5, 6 or 8"),
         (["tiny", "-q", "--q-bits", "9"], "command line: quantize.bits: is 9; give at most 8"),
         (
             ["tiny", "-q", "--q-bits", "8", "--q-mode", "mxfp4"],
             "command line: quantize.mode: mxfp4 has 4 bits in groups of 32, not 8 in 32; leave bits and group_size out",
+        ),
+        (
+            ["tiny", "-q", "--q-method", "search", "--q-mode", "mxfp8"],
+            "command line: quantize.method: search does not go with mxfp8; use rtn, or leave it out",
+        ),
+        (
+            ["tiny", "-q", "--q-method", "gptq", "--q-mode", "nvfp4"],
+            "command line: quantize.method: gptq does not go with nvfp4; use search, rtn or imatrix, or leave it out",
+        ),
+        (
+            ["tiny", "-q", "--q-method", "awq", "--q-mode", "mxfp4"],
+            "command line: quantize.method: awq does not go with mxfp4; use search, rtn or imatrix, or leave it out",
         ),
         (["tiny", "--revision", "v1"], "tiny: revision 'v1' is given for a local folder; revisions belong to hub ids"),
         (

@@ -30,7 +30,7 @@ def test_it_is_convert_with_q(invoke: Invoke, listing: Listing, tmp_path: Path) 
     assert invoke("convert", "tiny", "--mlx-path", tmp_path / "a", "-q", *flags)[0] == 0
     code, printed, err = invoke("quantize", "tiny", "--mlx-path", tmp_path / "b", *flags)
     assert (code, printed) == (0, f"{tmp_path / 'b'}\n")
-    assert err == TABLE + "1,377,600 parameters, 5.5 MB → 1.7 MB, 10.02 bits per weight\n"
+    assert err == TABLE + "1,377,600 parameters, 5.5 MB → 1.7 MB, 10.02 bits per weight, chosen by search\n"
     assert listing(tmp_path / "a") == listing(tmp_path / "b")
 
 
@@ -87,7 +87,7 @@ def test_a_layer_that_stays_is_named(
     assert far(logits(tmp_path / "q"), plain_logits(tmp_path / "q")) < 2e-4
 
 
-@pytest.mark.parametrize("method", ["rtn", "imatrix", "gptq", "dwq"])
+@pytest.mark.parametrize("method", ["rtn", "imatrix", "gptq", "dwq", "awq"])
 def test_methods(invoke: Invoke, tmp_path: Path, write_rows: Callable[..., Path], method: str) -> None:
     data = write_rows(tmp_path / "data.jsonl", 12)
     flags = [] if method == "rtn" else ["--data", data]
@@ -107,6 +107,29 @@ def test_without_rows_the_model_writes_its_own(invoke: Invoke, tmp_path: Path) -
         assert ("the model writes the rows" in error) == (method != "search")
         lost[method] = json.loads(out)["lost"]["divergence"]["kl_mean"]
     assert lost["dwq"] < lost["gptq"] < 0.9 * lost["search"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "method", "same"),
+    [
+        ("mxfp4", None, "search"),
+        ("nvfp4", None, "search"),
+        ("mxfp8", None, "rtn"),
+        ("mxfp4", "rtn", "rtn"),
+        ("nvfp4", "imatrix", "imatrix"),
+    ],
+)
+def test_the_method_that_is_told_is_the_one_that_was_used(
+    invoke: Invoke, tmp_path: Path, tiny: Path, mode: str, method: str | None, same: str
+) -> None:
+    flags = ["--q-mode", mode, "--json", *(["--q-method", method] if method else [])]
+    code, out, _ = invoke("quantize", "tiny", "--mlx-path", tmp_path / "q", *flags)
+    assert (code, json.loads(out)["method"]) == (0, same)
+    name = "model.layers.1.mlp.down_proj.weight"
+    bits, group_size = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}[mode]
+    rounded, *_ = mx.quantize(mx.load(str(tiny / "model.safetensors"))[name], group_size, bits, mode)
+    stored = mx.load(str(tmp_path / "q" / "model.safetensors"))[name]
+    assert (mx.mean(stored == rounded).item() == 1) == (same == "rtn")
 
 
 def test_not_twice(invoke: Invoke, listing: Listing, logits: Logits, far: Far, tmp_path: Path) -> None:

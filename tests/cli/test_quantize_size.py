@@ -48,12 +48,27 @@ def test_the_sweep_writes_a_picture_and_no_model(invoke: Invoke, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [picture]
 
 
+def test_a_sweep_by_a_method_that_looks_at_rows(
+    invoke: Invoke, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    found = {}
+    data = ("--data", write_rows(tmp_path / "data.jsonl", 8))
+    for method, given, said in (("search", (), False), ("gptq", (), True), ("awq", data, False)):
+        arguments = ("--sweep", "3", "--q-method", method, *given, "--json")
+        code, out, error = invoke("quantize", "tiny", *arguments)
+        assert (code, "the model writes the rows" in error) == (0, said)
+        found[method] = json.loads(out)[0]["divergence"]["kl_mean"]
+    assert found["gptq"] < 0.9 * found["search"]
+    assert found["awq"] not in (found["gptq"], found["search"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ((), "Missing option '--mlx-path'"),
         (("--sweep", "2,x"), "'2,x' is no list of numbers such as 2,3,4"),
         (("--sweep", "7"), "no 7-bit format"),
+        (("--sweep", "4", "--data", "tickets"), "--data has no effect; it is for --q-method imatrix, gptq, dwq, awq"),
         (("--sweep", "4", "--mlx-path", "out"), "--sweep writes no model"),
         (("--mlx-path", "out", "--plot", "a.svg"), "--plot has no effect without --sweep"),
         (("--mlx-path", "out", "--target-bpw", "4", "--target-size", "1MB"), "not both"),

@@ -145,10 +145,13 @@ def test_what_people_write() -> None:
     assert kept == {"a": ["one"], "b": ["1", "2"], "3": ["True"]}
 
 
-@pytest.mark.parametrize(("mode", "bits", "group_size"), [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)])
-def test_a_mode_with_one_format_brings_it(mode: str, bits: int, group_size: int) -> None:
+@pytest.mark.parametrize(
+    ("mode", "bits", "group_size", "method"),
+    [("mxfp4", 4, 32, "search"), ("nvfp4", 4, 16, "search"), ("mxfp8", 8, 32, "rtn")],
+)
+def test_a_mode_with_one_format_brings_it(mode: str, bits: int, group_size: int, method: str) -> None:
     made = recipe.build({"quantize": {"mode": mode}}).quantize
-    assert made == recipe.QuantizeRecipe(bits=bits, group_size=group_size, mode=mode)
+    assert made == recipe.QuantizeRecipe(bits=bits, group_size=group_size, mode=mode, method=method)
 
 
 def test_settings_win_over_the_file() -> None:

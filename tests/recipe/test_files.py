@@ -154,6 +154,7 @@ def recipes(draw: st.DrawFn) -> recipe.Recipe:
     quantize["group_size"], quantize["bits"] = draw(st.sampled_from([32, 64, 128])), draw(st.sampled_from([2, 4, 8]))
     if quantize.get("mode", "affine") != "affine":
         del quantize["group_size"], quantize["bits"]
+        quantize.pop("method", None)  # few go with a mode
     values["evaluate"]["label"] = draw(st.sampled_from([None, r"^(\w+)", "(a)\n", "'(\")"]))
     values["evaluate"]["pattern"] = draw(st.sampled_from([None, r"\w+"]))
     train["report_to"] = draw(st.lists(st.sampled_from(["tensorboard", "wandb"])))
