@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from mlxtune import likelihood, machine, model
+from mlxtune import likelihood, machine, model, precision
 from mlxtune.data.render import Sample
 from mlxtune.errors import FuseError, InputError, ModelError, RecipeError
 from mlxtune.export import card
@@ -149,11 +149,13 @@ def _losses_before(job: Job, memory: IO[bytes]) -> tuple[float | None, float | N
         return None, None
     lm = model.load(job.base, thrifty=True)
     job.on_phase("measured", 0, 3)
-    base_loss = likelihood.mean_nats(lm.net, job.samples)
+    with precision.one_by_one(lm.net):
+        base_loss = likelihood.mean_nats(lm.net, job.samples)
     blend.attach(lm, job.parts)
     job.on_phase("measured", 1, 3)
-    adapter_loss = likelihood.mean_nats(lm.net, job.samples)
-    survival.remember(lm.net, survival.compared_rows(job.samples, survival.vocabulary_of(lm.net)), memory)
+    with precision.one_by_one(lm.net):
+        adapter_loss = likelihood.mean_nats(lm.net, job.samples)
+        survival.remember(lm.net, survival.compared_rows(job.samples, survival.vocabulary_of(lm.net)), memory)
     job.on_phase("measured", 2, 3)
     return base_loss, adapter_loss
 
@@ -167,8 +169,9 @@ def _written(job: Job, work: Work, template: str | None, memory: IO[bytes]) -> t
         return None, None
     net = model.load(work.scratch, thrifty=True).net
     rows = survival.compared_rows(job.samples, survival.vocabulary_of(net))
-    survived = survival.compare(net, rows, memory)
-    return likelihood.mean_nats(net, job.samples), survived
+    with precision.one_by_one(net):
+        survived = survival.compare(net, rows, memory)
+        return likelihood.mean_nats(net, job.samples), survived
 
 
 def _refuse_loss(result: Fused, settings: FuseRecipe, out: Path) -> None:

@@ -4,6 +4,8 @@ Knows networks and layers, not folders.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -69,10 +71,38 @@ def _unfolded(kind: type) -> type:
             return wide(layer, x, rows=True).weight
         return wide(layer, x)(x, *args, **kwargs)
 
-    methods: dict[str, Any] = {"__call__": call}
+    methods: dict[str, Any] = {"__call__": call, "unfolded": True}
     if hasattr(kind, "as_linear"):
         methods["as_linear"] = lambda layer, x: wide(layer, x).as_linear(x)
     return type(kind.__name__, (kind,), methods)
+
+
+@contextmanager
+def one_by_one(net: nn.Module) -> Iterator[None]:
+    """Inside, each layer that `unfold` left as stored is done before the next is made dense.
+
+    MLX else hands out some layers' work ahead, each with its dense matrix. It costs time, as nothing overlaps, and
+    takes no gradients. A single token, of which only shapes are asked, stays uncomputed.
+    """
+
+    def at_once(method: Any) -> Any:
+        def run(layer: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+            found = method(layer, x, *args, **kwargs)
+            if x.size > x.shape[-1]:
+                mx.eval(found)
+            return found
+
+        return run
+
+    layers = [(each, type(each)) for each in net.modules() if getattr(type(each), "unfolded", False)]
+    for layer, kind in layers:
+        methods = {name: at_once(getattr(kind, name)) for name in ("__call__", "as_linear") if hasattr(kind, name)}
+        layer.__class__ = type(kind.__name__, (kind,), methods)
+    try:
+        yield
+    finally:
+        for layer, kind in layers:
+            layer.__class__ = kind
 
 
 def _is_float(each: mx.array) -> bool:

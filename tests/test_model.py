@@ -241,6 +241,29 @@ def test_unfolded_matrices_stay_as_stored_and_compute_in_float32(
     after = {name: each.nbytes for name, each in tree_flatten(net.parameters()) if each.ndim > 1}
     kept = [name for name in stored if after[name] == stored[name]]
     assert len(kept) >= 0.8 * len(stored)  # but for what is no matrix, such as the filters of a convolution
+    with precision.one_by_one(net):
+        assert mx.array_equal(net(tokens), found)
+    assert mx.array_equal(net(tokens), found)
+
+
+@pytest.mark.skipif(machine.device_kind() != "cpu", reason="what a CPU holds")
+def test_one_by_one_no_two_layers_are_dense_at_once() -> None:
+    """The parts of one input are multiplied by eight matrices, of which MLX hands out several ahead."""
+    net = nn.Module()
+    net.parts = [nn.QuantizedLinear(1024, 1024, False, 64, 4) for _ in range(8)]
+    precision.unfold(net)
+    x, dense = mx.ones((2, 1024)), 4 * 1024**2
+    mx.eval(net.parameters(), x)
+
+    def peak() -> int:
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval([part(x) for part in net.parts])
+        return mx.get_peak_memory() - before
+
+    with precision.one_by_one(net):
+        assert peak() < 2.5 * dense  # as it is made, and as it is multiplied
+    assert all(getattr(type(part), "unfolded", False) for part in net.parts)
 
 
 def _divides(_: str, layer: nn.Module) -> bool:
