@@ -4,7 +4,6 @@ Candidates are the base as it is, with a prompt, with examples, with retrieved p
 and what else the recipe names. Knows a run folder, not the terminal.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,20 +11,18 @@ from typing import Any
 
 from mlxtune import adapter, generate, hub, model
 from mlxtune import recipe as recipes
-from mlxtune.comparison import candidates, contrast, endpoint, forgetting, judge, retrieval
-from mlxtune.comparison.contamination import MOST_NAMED, near
+from mlxtune.comparison import candidates, contamination, contrast, endpoint, evidence, forgetting, judge, retrieval
 from mlxtune.comparison.contrast import Prediction
-from mlxtune.comparison.finished import Asked, Finished, Rows, open_run
+from mlxtune.comparison.finished import Asked, open_run
 from mlxtune.comparison.scoring import Known, OnProgress, Scored, Scoring, read_evaluation
 from mlxtune.data import files
 from mlxtune.errors import InputError
 from mlxtune.evaluation import multiple_choice
 from mlxtune.recipe import CompareRecipe, Recipe
 from mlxtune.report.decision import best, decide
-from mlxtune.rundir import RunDir, refuse_existing, staged, write_json, write_text
+from mlxtune.rundir import RunDir, refuse_existing, staged, write_json
 
 RESULT = "compare.json"
-JUDGED = 100  # pairs at most
 
 OnBytes = Callable[[int, int], None]
 
@@ -66,12 +63,13 @@ def compare(
         _refuse_other_rows(since, earlier, work)
     with staged(target) as scratch:
         work.score_all()
-        value = _summed_up(work)
+        value = summed_up(work)
         if earlier is not None and since is not None and value["metric"] is not None:
-            value["flips_since"] = _flips_since(since.root.name, earlier, work.scored, value["metric"])
+            value["flips_since"] = _flips_since(since.root.name, earlier, work, value["metric"])
         for each in work.scored:
-            text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in each.predictions)
-            write_text(scratch / f"{each.name}.jsonl", text)
+            evidence.write(scratch / f"{each.name}.jsonl", each.predictions)
+        for name, lines in work.evidence.items():
+            evidence.write(evidence.file(scratch, name), lines)
         write_json(scratch / RESULT, value)
     return value
 
@@ -130,8 +128,11 @@ def _refuse_other_rows(since: RunDir, earlier: Known, work: Scoring) -> None:
         raise InputError("has no test row of this run", where=since.root, hint=hint)
 
 
-def _summed_up(work: Scoring) -> dict[str, Any]:
-    """What compare.json holds: the candidates with their differences, the verdict, and what else was measured."""
+def summed_up(work: Scoring) -> dict[str, Any]:
+    """What compare.json holds: the candidates with their differences, the verdict, and what else was measured.
+
+    Asks the judge, where the settings name one.
+    """
     metric = contrast.metric_of([(each.kind, each.scores) for each in work.scored])
     predictions = {each.name: each.predictions for each in work.scored}
     lines = [_line(each) for each in work.scored]
@@ -143,19 +144,21 @@ def _summed_up(work: Scoring) -> dict[str, Any]:
         lines = [{**each, "difference": found[each["name"]]} for each in lines]
         flips = contrast.flips(predictions[untuned], predictions[tuned], (untuned, tuned), metric)
         judged = _judged(work, predictions[untuned], predictions[tuned], (untuned, tuned))
+    near = contamination.measured(work.finished.rows["train"], work.plain.rows, predictions)
     return {
         "rows": len(work.plain.samples),
         "metric": metric,
         "candidates": lines,
         "left_out": work.left_out,
-        "verdict": decide(lines, metric, work.forgotten),
+        "verdict": decide(lines, metric, work.forgotten, near),
         "flips": flips,
         "flips_since": None,
         "forgetting": work.forgotten,
-        "contamination": _contamination(work.finished, work.plain.rows, work.scored),
+        "contamination": near,
         "judged": judged,
         "learning_curve": None,
         "settings": asdict(work.settings),
+        "evaluate": asdict(work.recipe.evaluate),
     }
 
 
@@ -170,28 +173,13 @@ def _line(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _flips_since(name: str, earlier: Known, scored: Sequence[Scored], metric: str) -> dict[str, Any] | None:
+def _flips_since(name: str, earlier: Known, work: Scoring, metric: str) -> dict[str, Any] | None:
     """The rows that changed since the tuned model of the run `name`; None where no row is the same."""
-    now = next((each.predictions for each in scored if each.name == "tuned"), [])
-    pairs = contrast.same_rows(earlier.predictions, now)
-    before = [{**one, "where": other["where"]} for one, other in pairs]
-    return contrast.flips(before, [other for _, other in pairs], (f"tuned of {name}", "tuned"), metric)
-
-
-def _contamination(finished: Finished, test: Rows, scored: Sequence[Scored]) -> dict[str, Any] | None:
-    """The test rows near training rows, and every candidate's scores without them; None without training rows."""
-    if not finished.rows["train"]:
-        return None
-    found = near(finished.rows["train"], test)
-    places = [each.test for each in found]
-    rest = [(each.name, contrast.without(each.predictions, places)) for each in scored] if found else []
-    return {
-        "count": len(found),
-        "near": [asdict(each) for each in found[:MOST_NAMED]],
-        "without": [
-            {"name": name, "scores": [score.to_dict() for score in contrast.rescored(each)]} for name, each in rest
-        ],
-    }
+    now = next((each.predictions for each in work.scored if each.name == "tuned"), [])
+    before = [{**one, "where": other["where"]} for one, other in contrast.same_rows(earlier.predictions, now)]
+    if before:
+        work.evidence[evidence.SINCE] = before
+    return contrast.flips_since(before, now, f"tuned of {name}", metric)
 
 
 def _judged(
@@ -199,19 +187,14 @@ def _judged(
 ) -> dict[str, Any] | None:
     """What a judge says of the best tuned candidate's answers, against those of the best untuned one."""
     name = work.settings.judge
-    if name is None:
+    pairs = judge.pairs_of(before, after) if name is not None else []
+    if name is None or not pairs:
         return None
-    old = contrast.keyed(before)
-    both = [(old[key], each) for key, each in contrast.keyed(after).items() if key in old]
-    answered = [pair for pair in both if None not in (pair[0]["answer"], pair[1]["answer"])]
-    pairs = [
-        judge.Pair(prompt=one["prompt"], expected=one["expected"], first=one["answer"], second=other["answer"])
-        for one, other in contrast.evenly(answered, JUDGED)
+    said = judge.verdicts(pairs, _judge(name, work.settings.endpoint_model, work.on_progress))
+    work.evidence[evidence.JUDGED] = [
+        {"where": pair.where, "verdicts": list(each)} for pair, each in zip(pairs, said, strict=True)
     ]
-    if not pairs:
-        return None
-    found = judge.judge(pairs, _judge(name, work.settings.endpoint_model, work.on_progress), work.recipe.seed)
-    return {"judge": name, "better": names[1], "than": names[0], **found.to_dict()}
+    return {"judge": name, "better": names[1], "than": names[0], **judge.summed_up(said, work.recipe.seed).to_dict()}
 
 
 def _judge(name: str, served: str | None, on_progress: OnProgress) -> judge.Ask:

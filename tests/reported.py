@@ -2,15 +2,18 @@
 
 import functools
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxtune.comparison import contrast
+from mlxtune.comparison import contamination, contrast, evidence, forgetting, judge, learning_curve
+from mlxtune.comparison.scoring import choices_of
+from mlxtune.data import load
 from mlxtune.data.labels import label_in
 from mlxtune.evaluation import tally
 from mlxtune.evaluation.predictions import Prediction
-from mlxtune.recipe import EvaluateRecipe
+from mlxtune.recipe import CompareRecipe, EvaluateRecipe
 from mlxtune.report.decision import decide
 from mlxtune.rundir import RunDir
 
@@ -23,6 +26,18 @@ TICKETS = [
     "The link to reset my password leads to an empty page. My login is user{n}.",
     "Since this morning our dashboard for site {n} shows nothing but <b>502 Bad Gateway</b>.",
     "Parcel {n} says delivered, but nobody here has seen it.",
+]
+
+
+WINDOWS = [
+    forgetting.Window(
+        tokens=512,
+        base_nats=512 * (2.264 + off),
+        tuned_nats=512 * (2.711 - off),
+        kl=0.31 + off,
+        positions=512,
+    )
+    for off in (-0.03, -0.02, -0.01, 0.0, 0.0, 0.01, 0.02, 0.03)
 ]
 
 
@@ -67,9 +82,12 @@ def _evaluation(answers: tuple[str, ...], nats: float) -> str:
     return json.dumps([found, [asdict(each) for each in made]])
 
 
-def comparison(predictions: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """A comparison of base, examples in the prompt, and the tuned model, by the shape of compare.json."""
-    cost = {"answer_tokens": 5.0, "seconds_per_row": 0.021, "peak_memory_gb": 0.31, "bytes": 5_500_000}
+def comparison(predictions: dict[str, list[dict[str, Any]]], near: tuple[Any, Any] = ([], [])) -> dict[str, Any]:
+    """A comparison of base, examples in the prompt, and the tuned model, by the shape of compare.json.
+
+    `near` are the training and test rows. The learning curve is made up.
+    """
+    cost = {"answer_tokens": 5.0, "seconds_per_row": 0.021, "peak_memory_gb": 0.31}
     about = {"base": "the question alone", "few_shot": "4 nearest training rows", "tuned": "base with its adapter"}
     apart = contrast.differences(predictions, "few_shot", "accuracy")
     candidates: list[dict[str, Any]] = [
@@ -79,26 +97,27 @@ def comparison(predictions: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "description": about[name],
             "scores": [each.to_dict() for each in contrast.rescored(lines)],
             "difference": apart[name],
-            "cost": {**cost, "prompt_tokens": 212.0 if name == "few_shot" else 31.0},
+            "cost": {
+                **cost,
+                "prompt_tokens": 212.0 if name == "few_shot" else 31.0,
+                "bytes": 5_830_000 if name == "tuned" else 5_500_000,
+            },
         }
         for name, lines in predictions.items()
     ]
-    losses = {"base_loss": 2.264, "tuned_loss": 2.711, "kl": 0.31, "kl_error": 0.02, "budget": 0.1}
-    forgetting = {"anchor": "embedded", "tokens": 4096, **losses, "choices": None}
+    found = forgetting.summed_up(WINDOWS)
+    forgotten = {"anchor": "embedded", **found, "budget": 0.1, "choices": None}
+    alike = contamination.measured(near[0], near[1], predictions)
     return {
         "rows": ROWS,
         "metric": "accuracy",
         "candidates": candidates,
         "left_out": {"retrieval": "the training rows are too long"},
-        "verdict": decide(candidates, "accuracy", forgetting),
+        "verdict": decide(candidates, "accuracy", forgotten, alike),
         "flips": contrast.flips(predictions["few_shot"], predictions["tuned"], ("few_shot", "tuned"), "accuracy"),
         "flips_since": None,
-        "forgetting": forgetting,
-        "contamination": {
-            "near": [{"test": "data/test.jsonl:9", "train": "data/train.jsonl:17", "similarity": 0.93}],
-            "count": 1,
-            "without": [{"name": "tuned", "scores": candidates[2]["scores"][:1]}],
-        },
+        "forgetting": forgotten,
+        "contamination": alike,
         "judged": None,
         "learning_curve": {
             "metric": "accuracy",
@@ -126,6 +145,20 @@ def put_evaluation(run: RunDir, name: str, answers: list[str], nats: float) -> N
 def wrong_every(step: int) -> list[str]:
     """Answers of which the first and then every `step`-th names another queue."""
     return [expected(row + 1) if row % step == 0 else f" {expected(row)}\n" for row in range(ROWS)]
+
+
+def data_rows() -> dict[str, list[dict[str, str]]]:
+    """Rows of words drawn for each, so that none is near another but the 9th test row, near the 17th training row."""
+    draw = random.Random(0)
+    found = {
+        name: [
+            {"prompt": " ".join(f"{draw.getrandbits(40):x}" for _ in range(6)), "completion": expected(row)}
+            for row in range(count)
+        ]
+        for name, count in (("train", 768), ("valid", 96), ("test", ROWS))
+    }
+    found["test"][8]["prompt"] = f"{found['train'][16]['prompt']} please"
+    return found
 
 
 def make_run(folder: Path) -> RunDir:
@@ -177,8 +210,8 @@ def make_run(folder: Path) -> RunDir:
         },
     ]
     put(run.data / "audit.json", {"files": {"all": "tickets"}, "rows": 960, "findings": findings, "stats": {}})
-    for name, count in (("train", 768), ("valid", 96), ("test", ROWS)):
-        put(run.data / f"{name}.jsonl", '{"prompt": "a", "completion": "b"}\n' * count)
+    for name, rows in data_rows().items():
+        put(run.data / f"{name}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     lines = []
     for step in range(10, 301, 10):
         train = 2.6 * 0.985**step + 0.12 + 0.07 * ((step * 7) % 11 - 5) / 5
@@ -223,7 +256,54 @@ def add_comparison(run: RunDir) -> None:
     ordered = {"base": predictions["base"], "few_shot": few, "tuned": predictions["tuned"]}
     for name, each in ordered.items():
         put(run.compare / f"{name}.jsonl", "".join(f"{json.dumps(line)}\n" for line in each))
-    put(run.compare / "compare.json", comparison(ordered))
+    train, test = (load.read_split(run.data, name) for name in ("train", "test"))
+    put(run.compare / "compare.json", comparison(ordered, (train, test)))
+    evidence.write(evidence.file(run.compare, evidence.FORGETTING), map(asdict, WINDOWS))
+
+
+def add_evidence(run: RunDir) -> None:
+    """Adds to a run's comparison all else that one may hold, with the lines that it is summed from.
+
+    A judge, an earlier run, multiple-choice questions, a learning curve, and the settings.
+    """
+    path = run.compare / "compare.json"
+    value = json.loads(path.read_text())
+    ways: list[judge.Verdicts] = [("second", "second"), ("first", "second"), ("first", "first")]
+    given = {
+        name: [json.loads(line) for line in (run.compare / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("base", "few_shot", "tuned")
+    }
+    pairs = judge.pairs_of(given["few_shot"], given["tuned"])
+    said = [ways[row % 3] for row in range(len(pairs))]
+    evidence.write(
+        evidence.file(run.compare, evidence.JUDGED),
+        [{"where": pair.where, "verdicts": each} for pair, each in zip(pairs, said, strict=True)],
+    )
+    counts = judge.summed_up(said, 0).to_dict()
+    value["judged"] = {"judge": "models/judge", "better": "tuned", "than": "few_shot", **counts}
+    chosen = [
+        {"where": f"mine.jsonl:{row + 1}", "right": row % 2, "base": 0, "tuned": row % 3 % 2} for row in range(30)
+    ]
+    evidence.write(evidence.file(run.compare, evidence.CHOICES), chosen)
+    value["forgetting"]["choices"] = choices_of("mine.jsonl", chosen)
+    earlier = evaluation(wrong_every(3), 0.4)[1][:60]
+    evidence.write(evidence.file(run.compare, evidence.SINCE), earlier)
+    value["flips_since"] = contrast.flips_since(earlier, given["tuned"], "tuned of march", "accuracy")
+    sizes, predicted = [], []
+    rows = load.read_split(run.data, "train")
+    for percent, places in learning_curve.nested(rows, [25, 50, 100], 0).items():
+        sizes.append(len(places))
+        predicted.append(evaluation(wrong_every(2 + int(percent) // 10), 50 / percent)[1])
+        evidence.write(evidence.curve(run.compare) / evidence.curve_name(percent), predicted[-1])
+    value["learning_curve"] = learning_curve.summed_up(sizes, predicted, 0)
+    settings = {"choices": "mine.jsonl", "judge": "models/judge"}
+    for each in value["candidates"]:
+        made = [Prediction(**line) for line in given[each["name"]]]
+        each["scores"] = [score.to_dict() for score in tally.tally(tally.Rows(made, SETTINGS))[0]]
+    value["verdict"] = decide(value["candidates"], "accuracy", value["forgetting"], value["contamination"])
+    value["settings"] = {**asdict(CompareRecipe()), **settings}
+    value["evaluate"] = asdict(SETTINGS)
+    put(path, value)
 
 
 KEPT = ("metric", "better", "sha256")

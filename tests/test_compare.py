@@ -120,11 +120,13 @@ def score(candidate: dict[str, Any], metric: str) -> float:
 
 def test_the_folder_and_its_files(compared: Compared) -> None:
     files = sorted(path.name for path in compared.run.compare.iterdir())
-    assert files == sorted(["compare.json", *(f"{name}.jsonl" for name in NAMES)])
+    assert files == sorted(["compare.json", "evidence", *(f"{name}.jsonl" for name in NAMES)])
+    kept = sorted(path.name for path in (compared.run.compare / "evidence").iterdir())
+    assert kept == ["choices.jsonl", "forgetting.jsonl", "judged.jsonl", "since.jsonl"]
     assert json.loads((compared.run.compare / "compare.json").read_text()) == compared.value
     assert compared.value.keys() == {
         *("rows", "metric", "candidates", "left_out", "verdict", "flips", "flips_since", "forgetting"),
-        *("contamination", "judged", "learning_curve", "settings"),
+        *("contamination", "judged", "learning_curve", "settings", "evaluate"),
     }
     assert [each["name"] for each in compared.value["candidates"]] == NAMES
     assert (compared.value["rows"], compared.value["left_out"]) == (18, {})
@@ -185,7 +187,7 @@ def test_differences_and_verdict_follow_from_the_predictions(compared: Compared)
     wanted = contrast.differences(predictions, untuned, value["metric"])
     assert {each["name"]: each["difference"] for each in value["candidates"]} == wanted
     assert [name for name in NAMES if wanted[name] is None] == [untuned]
-    assert value["verdict"] == decide(value["candidates"], value["metric"], value["forgetting"])
+    assert value["verdict"] == decide(value["candidates"], value["metric"], value["forgetting"], value["contamination"])
     assert (value["metric"], value["verdict"]["decision"]) == ("accuracy", "tune")
     assert value["flips"]["from"] == untuned
     assert value["flips"]["fixed"] > value["flips"]["broken"]
@@ -261,6 +263,7 @@ def test_what_the_run_has_measured_is_taken_from_it(
 
 def test_settings_are_kept_with_the_result(compared: Compared) -> None:
     assert compared.value["settings"] == asdict(compared.recipe.compare)  # type: ignore[arg-type]
+    assert compared.value["evaluate"] == asdict(compared.recipe.evaluate)
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,7 @@ def _compared(run: "RunDir", recipe: "Recipe", out: Path | None, against: Path |
     value = reading.comparison_of(run) if out is None else None
     if value is not None:
         same = value.get("settings") == asdict(recipe.compare or CompareRecipe())
+        same = same and value.get("evaluate") in (None, asdict(recipe.evaluate))
         if not same or earlier is not None:
             what = "holds a comparison with other settings" if not same else "holds a comparison already"
             raise OutputError(what, where=run.compare, hint="give an --out, or remove it")
@@ -130,17 +131,24 @@ def _with_curve(
 ) -> dict[str, Any]:
     """The comparison with a learning curve, which is written beside it into its file."""
     from mlxtune.compare import RESULT
+    from mlxtune.comparison import evidence
     from mlxtune.comparison.finished import open_run
     from mlxtune.comparison.learning_curve import learning_curve
     from mlxtune.errors import OutputError
-    from mlxtune.rundir import write_json
+    from mlxtune.rundir import discard, staged, write_json
 
     file = (out or run.compare) / RESULT
     if value["learning_curve"] is not None:
         raise OutputError("has a learning curve already", where=file, hint="give an --out, or remove it")
     with display.phases() as shown:
         found = learning_curve(open_run(run, recipe), percents, on_progress=shown)
-    value = {**value, "learning_curve": found}
+    value = {**value, "learning_curve": found.value}
+    folder = evidence.curve(file.parent)
+    if folder.exists():  # of a curve that was cut off before it stood in the file
+        discard(folder)
+    with staged(folder) as scratch:
+        for percent, lines in found.predictions.items():
+            evidence.write(scratch / evidence.curve_name(percent), lines)
     write_json(file, value)
     _reported(run, out)
     return value

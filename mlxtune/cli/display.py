@@ -93,6 +93,11 @@ class Progress:
         drawn = "█" * int(share * 20) + "·" * (20 - int(share * 20)) + " " if bar else ""
         return "  ".join(filter(None, [f"  {self.label:<14}{drawn}{self.done}/{self.total}", self.detail, left]))
 
+    def rate(self, done: int) -> str:
+        """`123/s`, once it can be told."""
+        spent = time.monotonic() - self.started
+        return f"{done / spent:,.{0 if done >= 10 * spent else 1}f}/s" if done and spent > 1 else ""
+
     def close(self) -> None:
         if self.live:
             click.echo("\r\x1b[2K", err=True, nl=False)
@@ -116,7 +121,7 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
     def update(phase: str, done: int, total: int) -> None:
         if not shown or shown[-1].label != phase:
             shown.append(Progress(phase, total))
-        shown[-1].update(done)
+        shown[-1].update(done, shown[-1].rate(done))
 
     try:
         yield update

@@ -12,14 +12,15 @@ MOST_SHOWN = 50  # differences; --json has all
 
 @click.command("verify")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--full", is_flag=True, help="Let the models answer again as well.")
+@click.option("--full", is_flag=True, help="Let the models answer again as well, those of the comparison too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(run: Path, full: bool, as_json: bool) -> None:
     """Compute every figure of a run's report again from the files in its folder.
 
     Compares the hashes of files and weights, the scores and tables with the predictions, the comparison and its
-    verdict with those of its candidates, and the pages with the figures. Exit code 1 and a line for each that
-    differs. With --full the models are evaluated again, best on the machine that made the run.
+    verdict with those of its candidates, what was forgotten, judged and learned from fewer rows with its lines, and
+    the pages with the figures. Exit code 1 and a line for each that differs. With --full the models are evaluated and
+    compared again, best on the machine that made the run; no server is asked, and nothing is trained.
 
     \b
     Example:
@@ -43,7 +44,7 @@ def command(run: Path, full: bool, as_json: bool) -> None:
         if len(done.differences) > MOST_SHOWN:
             display.result(f"and {len(done.differences) - MOST_SHOWN:,} more; --json has all")
         if done.unchecked:
-            display.note(f"predictions alone do not tell: {', '.join(done.unchecked)}")
+            display.note(display.harmless(f"not checked: {', '.join(done.unchecked)}"))
         compared = f"{done.figures:,} figures, {done.files:,} files, {done.predictions:,} predictions"
         verdict = f"{display.count(len(done.differences), 'difference')}" if done.differences else "all as stated"
         display.note(f"{compared}: {verdict}")

@@ -1,12 +1,15 @@
-"""Test rows found near training rows. Knows texts, not models or scores.
+"""Test rows found near training rows, and the scores without them. Knows texts and predictions, not models.
 
 Near is what `data/similar` calls so: letters in common, not meaning. The split keeps such rows on one side; files that
 a user brings may not.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from mlxtune.comparison import contrast
+from mlxtune.comparison.contrast import Prediction
 from mlxtune.data.files import Row
 from mlxtune.data.formats import Example
 from mlxtune.data.similar import neighbours
@@ -44,3 +47,20 @@ def near(train: Rows, test: Rows) -> list[Near]:
             similarity, nearest = best[alike.first[place]]
             found.append(Near(row.where, train[nearest][0].where, similarity))
     return found
+
+
+def measured(train: Rows, test: Rows, predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, Any] | None:
+    """The test rows near training rows, and every candidate's scores without them; None without training rows."""
+    if not train:
+        return None
+    found = near(train, test)
+    places = [each.test for each in found]
+    rest = {name: contrast.without(each, places) for name, each in predictions.items()} if found else {}
+    return {
+        "count": len(found),
+        "near": [asdict(each) for each in found[:MOST_NAMED]],
+        "without": [
+            {"name": name, "scores": [score.to_dict() for score in contrast.rescored(each)]}
+            for name, each in rest.items()
+        ],
+    }

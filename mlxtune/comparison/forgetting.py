@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from mlxtune import fidelity, likelihood
 from mlxtune.data import files, load
@@ -27,6 +26,20 @@ OWN_TEXT = "own text"
 OWN_ROWS, OWN_LENGTH = 32, 128
 
 OnRow = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A piece of the anchor: its scored tokens, the summed nats that base and tuned model give them, and mean KL.
+
+    `kl` is the mean over `positions` of them, in nats.
+    """
+
+    tokens: int
+    base_nats: float
+    tuned_nats: float
+    kl: float
+    positions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +105,41 @@ def _kept_positions(tokens: int, vocabulary: int, most_bytes: int) -> int:
     return len(range(0, tokens - 1, every))
 
 
-def measure(before: Before, net: nn.Module, on_row: OnRow = lambda done: None) -> dict[str, Any]:
-    """How the tuned `net` differs from the base: `tokens`, `base_loss`, `tuned_loss`, `kl` and `kl_error`.
-
-    Losses in nats per token, weighted by tokens; `kl` in nats per kept position. Its standard error takes samples as
-    independent: sqrt(R / (R - 1) · sum over samples of (n · (kl of the sample - kl))²) / N, as that of a ratio of two
-    sums; None for a single sample.
-    """
+def measure(before: Before, net: nn.Module, on_row: OnRow = lambda done: None) -> list[Window]:
+    """How the tuned `net` differs from the base on each sample."""
     nats = likelihood.measure(net, before.samples)
-    tokens = sum(sample.trained_count for sample in before.samples)
-    each = np.zeros(len(before.kept))
-    for done, (reference, _) in enumerate(before.kept, start=1):
-        each[done - 1] = reference.kl(net)
-        on_row(done)
-    counts = np.array([count for _, count in before.kept], dtype=np.float64)
-    kl = float((each * counts).sum() / counts.sum())
-    off, rows = counts * (each - kl), len(counts)
-    error = math.sqrt(rows / (rows - 1) * float((off**2).sum())) / float(counts.sum()) if rows > 1 else None
+    found = []
+    for place, (reference, positions) in enumerate(before.kept):
+        found.append(
+            Window(
+                tokens=before.samples[place].trained_count,
+                base_nats=before.nats[place],
+                tuned_nats=nats[place],
+                kl=reference.kl(net),
+                positions=positions,
+            )
+        )
+        on_row(place + 1)
+    return found
+
+
+def summed_up(windows: Sequence[Window]) -> dict[str, Any]:
+    """`tokens`, `base_loss`, `tuned_loss`, `kl` and `kl_error` of all windows together.
+
+    Losses in nats per token, weighted by tokens; `kl` in nats per kept position. Its standard error takes windows as
+    independent: sqrt(R / (R - 1) · sum over windows of (n · (kl of the window - kl))²) / N, as that of a ratio of two
+    sums; None for a single window. Raises DataError for no window, and for one without a token or a position.
+    """
+    if not windows or any(each.tokens < 1 or each.positions < 1 for each in windows):
+        raise DataError("a window of the anchor has no token", hint="give some pages of text as compare.anchor")
+    tokens, positions = sum(each.tokens for each in windows), sum(each.positions for each in windows)
+    kl = sum(each.kl * each.positions for each in windows) / positions
+    off, rows = [each.positions * (each.kl - kl) for each in windows], len(windows)
+    error = math.sqrt(rows / (rows - 1) * sum(each * each for each in off)) / positions if rows > 1 else None
     return {
         "tokens": tokens,
-        "base_loss": sum(before.nats) / tokens,
-        "tuned_loss": sum(nats) / tokens,
+        "base_loss": sum(each.base_nats for each in windows) / tokens,
+        "tuned_loss": sum(each.tuned_nats for each in windows) / tokens,
         "kl": kl,
         "kl_error": error,
     }

@@ -6,18 +6,21 @@ single word, and anything else is a tie.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlxtune.comparison.contrast import evenly, keyed
 from mlxtune.errors import DataError
 from mlxtune.metrics.intervals import bootstrap
 from mlxtune.report.score import Score
 
+MOST_PAIRS = 100
 LONGEST = 4000  # characters of a text that the judge reads
 VERDICT_TOKENS = 8
 
 Verdict = Literal["first", "second", "tie"]
+Verdicts = tuple[Verdict, Verdict]  # of a pair: in its own order, and in the other one
 Ask = Callable[[list[list[dict[str, str]]], int], list[str]]  # conversations, most tokens -> an answer each
 _WORD = re.compile(r"\A[\s*\"'`(\[]*(A|B|tie)\b", re.IGNORECASE)
 
@@ -26,6 +29,7 @@ _WORD = re.compile(r"\A[\s*\"'`(\[]*(A|B|tie)\b", re.IGNORECASE)
 class Pair:
     """What was asked, what a good answer says (where known), and two answers."""
 
+    where: str
     prompt: str
     expected: str | None
     first: str
@@ -50,15 +54,36 @@ class Judged:
         return {**counts, "score": self.score.to_dict()}
 
 
-def judge(pairs: Sequence[Pair], ask: Ask, seed: int = 0) -> Judged:
-    """Asks about every pair twice, once in each order. The interval is the bootstrap's, over pairs.
+def pairs_of(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Pair]:
+    """The rows that two candidates both answered, `after` second; of many rows MOST_PAIRS, at equal distances."""
+    old = keyed(before)
+    both = [(old[key], each) for key, each in keyed(after).items() if key in old]
+    answered = [pair for pair in both if None not in (pair[0]["answer"], pair[1]["answer"])]
+    return [
+        Pair(
+            where=other["where"],
+            prompt=one["prompt"],
+            expected=one["expected"],
+            first=one["answer"],
+            second=other["answer"],
+        )
+        for one, other in evenly(answered, MOST_PAIRS)
+    ]
 
-    Raises DataError for no pairs, and what `ask` raises.
-    """
-    if not pairs:
-        raise DataError("there are no answers to judge")
+
+def verdicts(pairs: Sequence[Pair], ask: Ask) -> list[Verdicts]:
+    """What the judge says of every pair, asked twice, once in each order. Raises what `ask` raises."""
     said = ask([conversation(pair, swapped=swapped) for pair in pairs for swapped in (False, True)], VERDICT_TOKENS)
-    orders = [(read(said[at]), _swapped(read(said[at + 1]))) for at in range(0, len(said), 2)]
+    return [(read(said[at]), _swapped(read(said[at + 1]))) for at in range(0, len(said), 2)]
+
+
+def summed_up(orders: Sequence[Verdicts], seed: int = 0) -> Judged:
+    """The counts over pairs, from what was said of each. The interval is the bootstrap's, over pairs.
+
+    Raises DataError for no pairs.
+    """
+    if not orders:
+        raise DataError("there are no answers to judge")
     verdicts = [one if one == other else "tie" for one, other in orders]
     swayed = sum({one, other} == {"first", "second"} for one, other in orders)
     wins, losses = verdicts.count("second"), verdicts.count("first")
@@ -67,8 +92,16 @@ def judge(pairs: Sequence[Pair], ask: Ask, seed: int = 0) -> Judged:
     low, high = bootstrap(values, seed=seed)
     value = sum(values) / len(values)
     ends = {"ci_low": max(0.0, low), "ci_high": min(1.0, high)}
-    score = Score(metric="judged_better", value=value, unit="share", **ends, n=len(pairs), better="higher")
-    return Judged(wins=wins, ties=len(pairs) - wins - losses, losses=losses, swayed=swayed, score=score)
+    score = Score(metric="judged_better", value=value, unit="share", **ends, n=len(orders), better="higher")
+    return Judged(wins=wins, ties=len(orders) - wins - losses, losses=losses, swayed=swayed, score=score)
+
+
+def as_verdicts(words: Sequence[str]) -> Verdicts:
+    """Two verdicts as they were kept. Raises DataError for other words."""
+    known: dict[str, Verdict] = {"first": "first", "second": "second", "tie": "tie"}
+    if len(words) != 2 or not all(each in known for each in words):
+        raise DataError(f"{', '.join(words)[:60]!r} are no two verdicts")
+    return known[words[0]], known[words[1]]
 
 
 def conversation(pair: Pair, *, swapped: bool) -> list[dict[str, str]]:

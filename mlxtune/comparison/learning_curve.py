@@ -22,7 +22,7 @@ from mlxtune.comparison.contrast import RIGHT, Prediction, metric_of, rescored
 from mlxtune.comparison.finished import Finished, Rows
 from mlxtune.data.similar import neighbours
 from mlxtune.data.split import compared
-from mlxtune.errors import InputError
+from mlxtune.errors import DataError, InputError
 from mlxtune.evaluate import evaluate
 from mlxtune.metrics.intervals import group_numbers
 from mlxtune.report.score import Score
@@ -142,12 +142,20 @@ def check(percents: Sequence[float]) -> list[float]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What compare.json holds of a learning curve, and the predictions after training on each per cent of the rows."""
+
+    value: dict[str, Any]
+    predictions: dict[float, list[dict[str, Any]]]
+
+
 def learning_curve(
     finished: Finished,
     percents: Sequence[float],
     *,
     on_progress: OnProgress = lambda what, done, total: None,
-) -> dict[str, Any]:
+) -> Curve:
     """Trains on each share of the run's training rows as its recipe says, and scores all test rows. Takes its time.
 
     The folders of these trainings are gone afterwards. Raises what training raises.
@@ -157,8 +165,8 @@ def learning_curve(
     test, valid = finished.samples("test"), finished.samples("valid")
     learned = finished.asked.render(finished.rows["train"], recipe, finished.limit).samples
     labels, groups = finished.label_set(), finished.groups("test")
-    sizes, predicted = [], []
-    for number, places in enumerate(subsets.values(), start=1):
+    predicted = {}
+    for number, (percent, places) in enumerate(subsets.items(), start=1):
         wanted = {finished.rows["train"][place][0].where for place in places}
         samples = [each for each in learned if each.where in wanted]
         lm = finished.load_base()
@@ -173,9 +181,9 @@ def learning_curve(
                 on_step=_told(on_progress, f"curve {number}/{len(subsets)}"),
             )
         done = evaluate(lm, test, recipe.evaluate, label_set=labels, groups=groups)
-        sizes.append(len(places))
-        predicted.append([asdict(each) for each in done.predictions])
-    return summed_up(sizes, predicted, recipe.seed)
+        predicted[percent] = [asdict(each) for each in done.predictions]
+    sizes = [len(places) for places in subsets.values()]
+    return Curve(summed_up(sizes, list(predicted.values()), recipe.seed), predicted)
 
 
 def _told(on_progress: OnProgress, label: str) -> Callable[[StepLog, int], None]:
@@ -183,10 +191,15 @@ def _told(on_progress: OnProgress, label: str) -> Callable[[StepLog, int], None]
 
 
 def summed_up(sizes: Sequence[int], predicted: Sequence[Sequence[Prediction]], seed: int) -> dict[str, Any]:
-    """The curve of scores at `sizes` training rows, from all predictions of each, and what twice the rows would do."""
+    """The curve of scores at `sizes` training rows, from all predictions of each, and what twice the rows would do.
+
+    Raises DataError where not all sizes are of the same rows, scored in the same way.
+    """
     scores = [{score.metric: score for score in rescored(each)} for each in predicted]
     metric = metric_of([("untuned", list(scores[0].values())), ("tuned", list(scores[-1].values()))])
-    assert metric is not None  # there is a loss at least
+    rows = [[(each["where"], each[RIGHT.get(metric or "", "loss")] is None) for each in one] for one in predicted]
+    if metric is None or any(each != rows[0] for each in rows):
+        raise DataError("the sizes of a learning curve are not scored on the same rows")
     points = [_point(rows, each[metric]) for rows, each in zip(sizes, scores, strict=True)]
     found, sentence = _extrapolated(sizes, predicted, scores[-1][metric], seed)
     return {"metric": metric, "points": points, "fit": found, "sentence": sentence}

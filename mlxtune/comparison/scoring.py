@@ -7,14 +7,14 @@ is taken from its files.
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlxtune import adapter, hub, model
 from mlxtune import recipe as recipes
-from mlxtune.comparison import candidates, endpoint, forgetting, prompted
+from mlxtune.comparison import candidates, endpoint, evidence, forgetting, prompted
 from mlxtune.comparison.finished import Asked, Finished
 from mlxtune.comparison.prompted import Plan
 from mlxtune.convert import convert
@@ -28,6 +28,7 @@ from mlxtune.evaluation.labelset import LabelSet, label_of
 from mlxtune.evaluation.predictions import Prediction
 from mlxtune.fuse import fuse
 from mlxtune.metrics.exact_match import is_exact
+from mlxtune.metrics.intervals import share
 from mlxtune.model import LanguageModel
 from mlxtune.recipe import CompareRecipe, QuantizeRecipe
 from mlxtune.report.score import Score
@@ -58,9 +59,12 @@ class Known:
 
 
 class Scoring:
-    """The candidates that are scored so far, and what else was measured."""
+    """The candidates that are scored so far, what else was measured, and the lines that this is summed from.
 
-    def __init__(self, finished: Finished, settings: CompareRecipe, on_progress: OnProgress):
+    Without `reuse` the models are asked what the run's evaluations have measured already.
+    """
+
+    def __init__(self, finished: Finished, settings: CompareRecipe, on_progress: OnProgress, *, reuse: bool = True):
         self.finished, self.settings, self.on_progress = finished, settings, on_progress
         self.run, self.recipe = finished.run, finished.recipe
         self.plans = prompted.plans(finished, settings, on_progress)
@@ -68,8 +72,10 @@ class Scoring:
         self.scored: list[Scored] = []
         self.left_out = dict(self.plans.left_out)
         self.forgotten: dict[str, Any] | None = None
+        self.evidence: dict[str, list[dict[str, Any]]] = {}  # by the names of `evidence`
         # what the run has measured of the same rows, in the same way
-        self.reuse = self.recipe.data.mask_prompt and recipes.load(self.run.recipe).evaluate == self.recipe.evaluate
+        self.same = self.recipe.data.mask_prompt and recipes.load(self.run.recipe).evaluate == self.recipe.evaluate
+        self.reuse = reuse and self.same
         self.labels = finished.label_set()
         self.groups = finished.groups("test")
 
@@ -110,19 +116,29 @@ class Scoring:
         before = forgetting.remember(lm.net, samples, lambda done: self.on_progress("forgetting", done, told))
         chosen = [self._choices(lm)]
         adapter.load(lm, self.run.adapter)
-        found = forgetting.measure(
+        windows = forgetting.measure(
             before, lm.net, lambda done: self.on_progress("forgetting", len(samples) + done, told)
         )
         chosen.append(self._choices(lm))
-        choices = _choices(self.settings.choices, *chosen)
+        self.evidence[evidence.FORGETTING] = [asdict(each) for each in windows]
+        choices = None
+        if self.settings.choices is not None:
+            lines = [
+                {"where": each.where, "right": each.right, "base": base, "tuned": tuned}
+                for (each, base), (_, tuned) in zip(*chosen, strict=True)
+            ]
+            self.evidence[evidence.CHOICES] = lines
+            choices = choices_of(self.settings.choices, lines)
+        found = forgetting.summed_up(windows)
         return {"anchor": anchor, **found, "budget": self.recipe.train.forget_budget, "choices": choices}
 
-    def _choices(self, lm: LanguageModel) -> Score | None:
-        """The share of multiple-choice questions that a model answers right, where a file of them is named."""
+    def _choices(self, lm: LanguageModel) -> list[tuple[multiple_choice.Question, int]]:
+        """What a model chooses in each multiple-choice question, where a file of them is named."""
         if self.settings.choices is None:
-            return None
+            return []
         questions = multiple_choice.read(files.resolve(self.settings.choices))
-        return multiple_choice.measure(lm, questions, lambda at, of: self.on_progress("choices", at, of)).scores[0]
+        done = multiple_choice.measure(lm, questions, lambda at, of: self.on_progress("choices", at, of))
+        return [(each, chosen) for each, (chosen, _) in zip(questions, done.chosen, strict=True)]
 
     def _fused_at(self, width: int) -> None:
         """The fused model in another width: fused anew into a packed base, else packed."""
@@ -165,7 +181,7 @@ class Scoring:
     def _free_name(self, given: str) -> str:
         """A name for files and tables that no other candidate has."""
         stem = re.sub(r"[^\w.-]+", "-", "+".join(Path(each).name for each in given.split("+"))).strip("-.")[:60]
-        taken = {each.name for each in self.scored} | {"compare"}
+        taken = {each.name for each in self.scored} | {"compare", "endpoint"}
         names = [stem or "model", *(f"{stem or 'model'}-{number}" for number in range(2, 1000))]
         return next(name for name in names if name not in taken)
 
@@ -280,10 +296,11 @@ def read_evaluation(run: RunDir, name: str) -> Known | None:
     return Known(scores, [asdict(each) for each in predictions.read(run.predictions(name))], cost)
 
 
-def _choices(file: str | None, base: Score | None, tuned: Score | None) -> dict[str, Any] | None:
-    if file is None or base is None or tuned is None:
-        return None
-    return {"file": file, "n": base.n, "base": base.to_dict(), "tuned": tuned.to_dict()}
+def choices_of(file: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The shares of questions that base and tuned model answer right, of what each chooses, with Wilson's intervals."""
+    n = len(lines)
+    base, tuned = (share("acc", sum(each[name] == each["right"] for each in lines), n) for name in ("base", "tuned"))
+    return {"file": file, "n": n, "base": base.to_dict(), "tuned": tuned.to_dict()}
 
 
 def _mean(values: Sequence[int | None]) -> float | None:

@@ -6,7 +6,8 @@ listed first. A difference is clear where its p-value, adjusted for all comparis
 1. Without scores of a U and a T on the same rows, or where neither gets 5 % of the rows right: `cannot_tell`.
 2. T is clearly better than U: `tune`. What was forgotten beyond the budget is said in the same breath. But where an
    untuned candidate that is held to the labels, by their probabilities, is as good as T, which may be held to them
-   too: `prompt`; and where it is worse, but the two intervals overlap: `cannot_tell`.
+   too: `prompt`; and where it is worse, but the two intervals overlap: `cannot_tell`. Where nothing is left of the gain
+   without the test rows that are near training rows: `cannot_tell`.
 3. Else it is settled that tuning brings nothing if T is clearly worse, or if the interval leaves it no more than 5
    points (0.05 nats for losses) to gain, or if U is at 95 % or more, of which its interval leaves 90 %. An interval of
    fewer rows than could show any difference settles nothing. Not settled: `cannot_tell`, with the rows that would do.
@@ -49,10 +50,15 @@ NAMES = {
 Candidate = Mapping[str, Any]
 
 
-def decide(candidates: Sequence[Candidate], metric: str | None, forgetting: Mapping[str, Any] | None) -> dict[str, Any]:
+def decide(
+    candidates: Sequence[Candidate],
+    metric: str | None,
+    forgetting: Mapping[str, Any] | None,
+    contamination: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The verdict of a comparison: `decision`, `sentence`, `reasons` and `rows_needed`.
 
-    `candidates` and `forgetting` are as in compare.json. A `difference` is that of a candidate from U.
+    `candidates`, `forgetting` and `contamination` are as in compare.json. A `difference` is that of a candidate from U.
     """
     scored = [each for each in candidates if _score(each, metric) is not None]
     untuned = _best([each for each in scored if each["kind"] == "untuned"], metric)
@@ -60,7 +66,7 @@ def decide(candidates: Sequence[Candidate], metric: str | None, forgetting: Mapp
     if metric is None or untuned is None or tuned is None or tuned["difference"] is None:
         lacking = "no tuned model" if tuned is None else "no untuned model" if untuned is None else "no common rows"
         return _verdict(CANNOT_TELL, f"Cannot tell: {lacking} was scored to compare.", [])
-    case = _Case(metric, scored, untuned, tuned, forgetting)
+    case = _Case(metric, scored, untuned, tuned, forgetting, contamination)
     if case.useless:
         what = f"neither {_name(untuned)} nor {_name(tuned)} does these rows"
         advice = "train longer, start from a larger base, or look at the rows"
@@ -89,6 +95,7 @@ class _Case:
         untuned: Candidate,
         tuned: Candidate,
         forgetting: Mapping[str, Any] | None,
+        contamination: Mapping[str, Any] | None,
     ):
         u, t = _score(untuned, metric), _score(tuned, metric)
         assert u is not None
@@ -97,6 +104,8 @@ class _Case:
         self.u, self.t, self.metric = u, t, metric
         self.way = 1 if u.better == "higher" else -1
         self.difference: Mapping[str, Any] = tuned["difference"]
+        self.near = int(contamination["count"]) if contamination is not None else 0
+        self.without = {each["name"]: _score(each, metric) for each in (contamination or {}).get("without", ())}
 
     @property
     def useless(self) -> bool:
@@ -165,6 +174,9 @@ class _Case:
 
     def tune_or_labels(self) -> dict[str, Any]:
         """Rule 2."""
+        if self.near and not self._gains_without_near():
+            sentence = f"Cannot tell yet: {self.figures()}, but {self._near()}; test on rows that are not in training."
+            return _verdict(CANNOT_TELL, sentence, self.reasons())
         rival = self._held_to_labels()
         own = _score(self.tuned, HELD)
         top = own if own is not None and own.value > self.t.value else self.t
@@ -208,6 +220,8 @@ class _Case:
         rival = self._held_to_labels()
         if rival is not None:
             found.append(f"held to the labels by their probabilities, {_name(rival[0])} is right in {figure(rival[1])}")
+        if self.near:
+            found.append(self._near())
         found += self._costs()
         forgot = self._forgotten()
         if forgot is not None:
@@ -215,6 +229,18 @@ class _Case:
         elif self.forgetting is not None:
             found.append(f"{self._rise()}, within the budget of {number(self.forgetting['budget'])}")
         return found
+
+    def _gains_without_near(self) -> bool:
+        u, t = (self.without.get(each["name"]) for each in (self.untuned, self.tuned))
+        return u is not None and t is not None and self.way * (t.value - u.value) > 0
+
+    def _near(self) -> str:
+        """What is left without the test rows that are near training rows."""
+        rows = f"{_counted(self.near, 'test ')} {'is' if self.near == 1 else 'are'} near training rows"
+        u, t = (self.without.get(each["name"]) for each in (self.untuned, self.tuned))
+        if u is None or t is None:
+            return f"{rows}, and no others tell the two apart"
+        return f"{rows}; without them {metric_name(self.metric)} is {figure(t)} and {figure(u)}"
 
     def _costs(self) -> list[str]:
         untuned, tuned = (each["cost"].get("prompt_tokens") for each in (self.untuned, self.tuned))

@@ -82,13 +82,18 @@ def comparison_of(run: RunDir) -> dict[str, Any] | None:
 
 def predictions_of(path: Path) -> list[dict[str, Any]]:
     """The predictions of a file, one a line; none where there is no file. Raises InputError with the line."""
+    return lines_of(path, PREDICTION)
+
+
+def lines_of(path: Path, shape: Any) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line, each of a shape; as `predictions_of`."""
     found = []
     for number, line in enumerate(_lines(path), start=1):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             raise InputError("not valid JSON", where=f"{path}:{number}", hint=HINT) from None
-        wrong = misfit(value, PREDICTION)
+        wrong = misfit(value, shape)
         if wrong is not None:
             raise InputError(wrong, where=f"{path}:{number}", hint=HINT)
         found.append(value)

@@ -54,6 +54,10 @@ PREDICTION = {
     "where": str, "prompt": str, "expected": Maybe(str), "answer": Maybe(str), "loss": Maybe(float),
     "exact": Maybe(bool), "right": Maybe(bool),
 }  # fmt: skip
+# lines of what a comparison's other figures are summed from
+WINDOW = {"tokens": int, "base_nats": float, "tuned_nats": float, "kl": float, "positions": int}
+CHOSEN = {"where": str, "right": int, "base": int, "tuned": int}
+JUDGED_PAIR = {"where": str, "verdicts": [str]}
 _POINT = {"rows": int, "value": float, "ci_low": float, "ci_high": float}
 _FLIPS = {
     "from": str, "to": str, "fixed": int, "broken": int,
@@ -101,6 +105,8 @@ COMPARISON = {
     "learning_curve": Maybe(
         {"metric": str, "points": [_POINT], "fit": Maybe(_POINT), "sentence": Maybe(str)}
     ),
+    "settings": Maybe({}),
+    "evaluate": Maybe({}),
 }  # fmt: skip
 
 

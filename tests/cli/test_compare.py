@@ -15,6 +15,7 @@ from mlxtune.cli import compare as module
 from mlxtune.cli import group
 from mlxtune.errors import MlxtuneError
 from mlxtune.rundir import RunDir
+from mlxtune.verify import verify
 
 NAMES = ["base", "few_shot", "retrieval", "tuned"]
 LEFT_OUT = "not compared: prompt (compare.prompt is not set, and the answers give no labels to name)\n"
@@ -70,7 +71,7 @@ def test_json(compared: Compared) -> None:
     assert [each["name"] for each in value["candidates"]] == NAMES
     assert value["verdict"].keys() == {"decision", "sentence", "reasons", "rows_needed"}
     assert sorted(path.name for path in (compared.run / "compare").iterdir()) == sorted(
-        ["compare.json", *(f"{name}.jsonl" for name in NAMES)]
+        ["compare.json", "evidence", *(f"{name}.jsonl" for name in NAMES)]
     )
 
 
@@ -97,14 +98,25 @@ def test_other_settings_need_a_folder_of_their_own(compared: Compared, tmp_path:
     done = call(compared.run, "--out", out, "--json", *sets)
     assert done.exception is None
     assert [each["name"] for each in json.loads(done.stdout)["candidates"]] == ["base", "tuned"]
-    assert sorted(path.name for path in out.iterdir()) == ["base.jsonl", "compare.json", "tuned.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["base.jsonl", "compare.json", "evidence", "tuned.jsonl"]
+
+
+def test_other_answers_need_a_folder_of_their_own(compared: Compared) -> None:
+    line = error(compared.run, "--set", "evaluate.max_tokens=7")
+    assert line.startswith(f"{compared.run}/compare: holds a comparison with other settings; ")
 
 
 def test_a_learning_curve_is_added(copied: Path) -> None:
     pipeline.reported(RunDir(copied))
     before = json.loads((copied / "compare" / "compare.json").read_text())
+    left = copied / "compare" / "evidence" / "curve"  # by one that was cut off before it stood in the file
+    left.mkdir()
+    (left / "25.jsonl").write_text("")
     done = call(copied, "--learning-curve", "50,100")
     assert done.exception is None
+    assert sorted(path.name for path in left.iterdir()) == ["100.jsonl", "50.jsonl"]
+    found = verify(RunDir(copied))
+    assert (found.differences, found.unchecked) == ([], [])
     after = json.loads((copied / "compare" / "compare.json").read_text())
     curve = after["learning_curve"]
     assert {**after, "learning_curve": None} == before

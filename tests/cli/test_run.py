@@ -25,6 +25,7 @@ Far = Callable[[mx.array, mx.array], float]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 MODEL = ["config.json", "model.safetensors", "model.safetensors.index.json", *TOKENIZER]
 CANDIDATES = [f"{name}.jsonl" for name in ("base", "few_shot", "fused", "prompt", "retrieval", "tuned")]
+EVIDENCE = ["evidence", "evidence/forgetting.jsonl"]
 FILES = [
     ".lock",
     *(
@@ -35,7 +36,7 @@ FILES = [
         "adapter/training.json",
     ),
     *("base", *(f"base/{name}" for name in MODEL)),
-    *("compare", *(f"compare/{name}" for name in sorted(["compare.json", *CANDIDATES]))),
+    *("compare", *(f"compare/{name}" for name in sorted(["compare.json", *CANDIDATES, *EVIDENCE]))),
     *("data", "data/audit.json", "data/test.jsonl", "data/train.jsonl", "data/valid.jsonl"),
     *("eval", *(f"eval/{name}.{kind}" for name in ("base", "fused", "tuned") for kind in ("json", "jsonl"))),
     *("fused", *(f"fused/{name}" for name in sorted([*MODEL, "README.md", "fuse.json"]))),

@@ -54,3 +54,10 @@ def test_a_folder_without_a_report_is_one_line(tmp_path: Path, invoke: Callable[
     code, out, err = invoke("verify", tmp_path)
     assert (code, out) == (2, "")
     assert err == f"error: {tmp_path}: has no report; write one with `mlxtune report`\n"
+
+
+def test_what_is_not_checked_is_named_and_is_no_difference(run: RunDir) -> None:
+    (run.adapter / "README.md").write_text("Mine.")
+    done = CliRunner().invoke(group, ["verify", str(run.root)])
+    assert (done.exit_code, done.stdout) == (0, "verified\n")
+    assert done.stderr.startswith("not checked: adapter/README.md (edited, or written elsewhere)\n")

@@ -47,3 +47,19 @@ def test_the_nearest_of_several() -> None:
 def test_nothing_to_compare() -> None:
     assert contamination.near([], TRAIN) == []
     assert contamination.near(TRAIN, []) == []
+
+
+def test_the_scores_without_the_rows_that_are_near() -> None:
+    test = rows("test", "Which colours does the lamp have?", "How do I cancel my subscription?")
+    line = {"loss": None, "tokens": 0, "exact": None}
+    given = {"tuned": [{**line, "where": f"elsewhere/test:{row}", "right": row == 2} for row in (1, 2)]}
+    found = contamination.measured(TRAIN, test, given)
+    assert found is not None
+    assert (found["count"], [each["test"] for each in found["near"]]) == (1, ["test:2"])
+    (without,) = found["without"]
+    assert (without["name"], [(each["metric"], each["value"], each["n"]) for each in without["scores"]]) == (
+        "tuned",
+        [("accuracy", 0.0, 1)],
+    )
+    assert contamination.measured([], test, given) is None
+    assert contamination.measured(TRAIN, test[:1], given) == {"count": 0, "near": [], "without": []}

@@ -8,6 +8,7 @@ import pytest
 
 from mlxtune import likelihood, model
 from mlxtune.comparison import forgetting
+from mlxtune.comparison.forgetting import Window
 from mlxtune.data.render import Sample
 from mlxtune.errors import DataError
 from mlxtune.metrics import divergence
@@ -33,7 +34,9 @@ def test_against_both_networks_at_once(tiny: Path, adapter_folder: Path) -> None
     base, tuned = model.load(tiny), with_adapter(tiny, adapter_folder)
     told: list[int] = []
     before = forgetting.remember(base.net, text, told.append)
-    found = forgetting.measure(before, tuned.net, told.append)
+    windows = forgetting.measure(before, tuned.net, told.append)
+    found = forgetting.summed_up(windows)
+    assert [(each.tokens, each.positions) for each in windows] == [(39, 39), (6, 6), (22, 22), (1, 1)]
     wanted = divergence.measure(base.net, tuned.net, text)
     assert wanted.kl_mean > 0.01
     assert found["kl"] == pytest.approx(wanted.kl_mean, rel=1e-4)
@@ -50,7 +53,7 @@ def test_few_positions_are_kept_of_a_long_text(tiny: Path, adapter_folder: Path)
     base, tuned = model.load(tiny).net, with_adapter(tiny, adapter_folder).net
     before = forgetting.remember(base, text, most_bytes=2 * 4 * 1024)
     assert before.kept[0][1] == 2
-    found = forgetting.measure(before, tuned)
+    found = forgetting.summed_up(forgetting.measure(before, tuned))
     kl = divergence.positions(base, tuned, text).kl
     assert found["kl"] == pytest.approx(float(kl[[0, 20]].mean()), rel=1e-4)
     assert found["kl_error"] is None
@@ -58,7 +61,7 @@ def test_few_positions_are_kept_of_a_long_text(tiny: Path, adapter_folder: Path)
 
 def test_the_base_forgets_nothing_of_itself(tiny: Path) -> None:
     net = model.load(tiny).net
-    found = forgetting.measure(forgetting.remember(net, samples(9, 30)), net)
+    found = forgetting.summed_up(forgetting.measure(forgetting.remember(net, samples(9, 30)), net))
     assert found["kl"] == pytest.approx(0, abs=1e-6)
     assert found["tuned_loss"] == found["base_loss"]
 
@@ -90,3 +93,25 @@ def test_who_was_tuned_on_the_embedded_text_is_asked_about_its_own(tiny: Path) -
 def test_an_anchor_without_two_tokens(tiny: Path) -> None:
     with pytest.raises(DataError, match="no two tokens"):
         forgetting.remember(model.load(tiny).net, samples(1))
+
+
+def test_windows_by_hand() -> None:
+    """Of 2 and 8 tokens: KL (2 · 0.5 + 4 · 0.2) / 6, whose windows are 2 · 0.2 and -4 · 0.1 off it."""
+    windows = [
+        Window(tokens=2, base_nats=3.0, tuned_nats=4.0, kl=0.5, positions=2),
+        Window(tokens=8, base_nats=7.0, tuned_nats=11.0, kl=0.2, positions=4),
+    ]
+    found = forgetting.summed_up(windows)
+    assert (found["tokens"], found["base_loss"], found["tuned_loss"]) == (10, 1.0, 1.5)
+    assert found["kl"] == pytest.approx(0.3)
+    assert found["kl_error"] == pytest.approx(np.sqrt(2 * (0.4**2 + 0.4**2)) / 6)
+    assert forgetting.summed_up(windows[:1])["kl_error"] is None
+
+
+@pytest.mark.parametrize("odd", [{"tokens": 0}, {"positions": 0}])
+def test_windows_without_tokens(odd: dict[str, int]) -> None:
+    usual = {"tokens": 2, "base_nats": 3.0, "tuned_nats": 4.0, "kl": 0.5, "positions": 2}
+    with pytest.raises(DataError, match="has no token"):
+        forgetting.summed_up([Window(**{**usual, **odd})])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="has no token"):
+        forgetting.summed_up([])

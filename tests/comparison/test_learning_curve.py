@@ -8,7 +8,7 @@ import pytest
 from mlxtune.comparison import learning_curve
 from mlxtune.data.files import Row
 from mlxtune.data.formats import Completion, Example
-from mlxtune.errors import InputError
+from mlxtune.errors import DataError, InputError
 
 
 def test_a_power_law_is_found() -> None:
@@ -157,3 +157,14 @@ def test_no_curve(percents: list[float]) -> None:
 
 def test_per_cents_are_sorted() -> None:
     assert learning_curve.check([100, 25, 50, 25]) == [25, 50, 100]
+
+
+def test_sizes_that_are_not_of_the_same_rows() -> None:
+    whole = predictions(np.ones(5))
+    for other in (
+        whole[:-1],
+        [*whole[:-1], {**whole[-1], "where": "t:9"}],
+        [*whole[:-1], {**whole[-1], "right": None}],
+    ):
+        with pytest.raises(DataError, match="not scored on the same rows"):
+            learning_curve.summed_up([5, 10, 20], [whole, other, whole], seed=0)

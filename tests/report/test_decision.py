@@ -288,3 +288,46 @@ def test_rows_that_a_candidate_could_not_read_count_as_wrong() -> None:
     assert best([candidate("base", 0.1), candidate("prompt", 0.8, n=98)], "accuracy", "untuned") == "prompt"
     losses = [candidate("small", 0.5, metric="loss", n=2), candidate("base", 2.0, metric="loss")]
     assert best(losses, "loss", "untuned") == "base"
+
+
+def near(count: int, **left: tuple[float, int]) -> dict[str, Any]:
+    """Test rows near training rows; `left` has each candidate's accuracy on the others, and their number."""
+    without = [{"name": name, "scores": candidate(name, value, n=n)["scores"]} for name, (value, n) in left.items()]
+    return {"count": count, "near": [], "without": without}
+
+
+def test_a_gain_must_be_left_without_the_rows_near_training_rows() -> None:
+    tuned = candidate("tuned", 0.9, kind="tuned", difference=(0.3, 0.2, 0.4, 0.0004))
+    left = decide([PROMPT, tuned], "accuracy", None, near(12, prompt=(0.6, 88), tuned=(0.88, 88)))
+    assert left["decision"] == "tune"
+    assert left["reasons"][1] == (
+        "12 test rows are near training rows; without them accuracy is 88 % (80-96) and 60 % (52-68)"
+    )
+    gone = decide([PROMPT, tuned], "accuracy", None, near(40, prompt=(0.6, 60), tuned=(0.6, 60)))
+    assert gone["decision"] == "cannot_tell"
+    assert gone["sentence"] == (
+        "Cannot tell yet: accuracy 90 % (82-98) by the tuned model, 60 % (52-68) by the base model with a prompt, "
+        "but 40 test rows are near training rows; without them accuracy is 60 % (52-68) and 60 % (52-68); "
+        "test on rows that are not in training."
+    )
+    everything = decide([PROMPT, tuned], "accuracy", None, near(100))
+    assert everything["decision"] == "cannot_tell"
+    assert "but 100 test rows are near training rows, and no others tell the two apart;" in everything["sentence"]
+
+
+def test_a_gain_in_loss_must_be_left_too() -> None:
+    tuned = candidate("tuned", 1.0, kind="tuned", metric="loss", difference=(-0.5, -0.6, -0.4, 0.0004))
+    base = candidate("base", 1.5, metric="loss")
+
+    def left(value: float) -> dict[str, Any]:
+        scored = [candidate(name, of, metric="loss") for name, of in (("base", 1.5), ("tuned", value))]
+        return {
+            "count": 1,
+            "near": [],
+            "without": [{"name": each["name"], "scores": each["scores"]} for each in scored],
+        }
+
+    assert decide([base, tuned], "loss", None, left(1.4))["decision"] == "tune"
+    gone = decide([base, tuned], "loss", None, left(1.6))
+    assert gone["decision"] == "cannot_tell"
+    assert "but 1 test row is near training rows; without them held-out loss is 1.600" in gone["sentence"]
