@@ -4,12 +4,13 @@ The fused model is written a tensor at a time, as are the layers that are made a
 Only measuring, and finding what goes into the layers, takes a whole model: base, adapter and fused one after the other.
 """
 
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mlxtune import likelihood, machine, model, precision
 from mlxtune.data.render import Sample
@@ -96,10 +97,21 @@ def fuse(
         result = _result(job, work, out, losses, fused_loss, survived)
         _refuse_loss(result, settings, out)
         work.clean()
-        write_json(scratch / "fuse.json", asdict(result))
+        write_json(scratch / "fuse.json", _told_along(result, out))
         run = RunDir(parts[0].path.resolve().parent)
         card.write_fused(scratch, run if run.recipe.is_file() else None)
     return result
+
+
+def _told_along(result: Fused, out: Path) -> dict[str, Any]:
+    """What goes into the folder, which may be handed on: its own place is left out, adapters are named from there."""
+    value = asdict(result)
+    value.pop("path")
+    here = out.resolve()
+    return {
+        **value,
+        "adapters": {os.path.relpath(Path(each).resolve(), here): weight for each, weight in result.adapters.items()},
+    }
 
 
 def _result(

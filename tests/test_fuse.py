@@ -1,6 +1,7 @@
 """Fusing: the fused model is base + adapter, in the base's own format, and what it would lose is measured first."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -99,7 +100,10 @@ def test_a_dense_base_gives_base_plus_adapter(tiny: Path, learned: Path, tmp_pat
     assert len(done.changes) == 21
     assert all(each.cosine == pytest.approx(1, abs=1e-6) and each.lost < 1e-6 for each in done.changes)
     written = json.loads((tmp_path / "fused" / "fuse.json").read_text())
-    assert written == json.loads(json.dumps(asdict(done)))
+    stated = json.loads(json.dumps(asdict(done)))
+    assert stated.pop("path") == str(tmp_path / "fused")
+    assert written == {**stated, "adapters": {os.path.relpath(learned, tmp_path / "fused"): 1.0}}
+    assert str(tmp_path) not in json.dumps(written)  # the folder may be handed on
     assert written["bytes"] == (tmp_path / "fused" / "model.safetensors").stat().st_size
 
 

@@ -71,7 +71,7 @@ def of_fused(folder: Path, run: RunDir | None) -> Facts:
     Its own scores count where the folder is the run's own (or a scratch folder that will be).
     """
     fuse = _object(folder / "fuse.json")
-    adapters = [Path(each) for each in fuse.get("adapters") or {} if isinstance(each, str)]
+    adapters = [(folder / each).resolve() for each in fuse.get("adapters") or {} if isinstance(each, str)]
     if run is None and len(adapters) == 1:
         run = RunDir(adapters[0].parent)
     own = run is not None and folder.parent.resolve() == run.root.resolve() and _FUSED.match(folder.name) is not None

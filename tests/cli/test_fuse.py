@@ -1,6 +1,7 @@
 """`mlxtune fuse`: exact files and output, the same logits as base and adapter in plain mlx-lm, and what is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,9 @@ def test_into_a_quantized_base(
         code, printed, err = invoke(*args, "--save-path", out, *flags)
         assert (code, err, printed.count("\n")) == (0, "", 1), name
         value = json.loads(printed)
-        assert value == json.loads((out / "fuse.json").read_text())
+        written = json.loads((out / "fuse.json").read_text())
+        assert {**value, **written} == value | {"adapters": {os.path.relpath(adapter, out): 1.0}}
+        assert value.keys() - written.keys() == {"path"}
         assert (value["path"], value["layers"], value["bits"], value["rows"]) == (str(out), 21, bits, 5)
         if bits == 4:  # the default takes it exactly where it keeps 90 %, and else writes nothing
             taken = invoke(*args, "--save-path", tmp_path / "default", "--max-bpw", "1")[0] == 0

@@ -60,7 +60,7 @@ def run(tmp_path: Path, base: Path) -> RunDir:
     put(run.adapter / "adapter_config.json", {**config, "model": str(base)})
     training = {"steps": 300, "best_step": 210, "seconds": 192.4, "trained_tokens": 11_520, "rows": 700}
     put(run.adapter / "training.json", training)
-    fuse = {"path": str(run.fused), "adapters": {str(run.adapter): 1.0}, "layers": 21, "bits": 4, "rows": 80}
+    fuse = {"adapters": {"../adapter": 1.0}, "layers": 21, "bits": 4, "rows": 80}
     losses = {"base_loss": 4.1, "adapter_loss": 0.5, "fused_loss": 0.52, "kept": 0.9944, "kl": 0.002, "same_top": 0.97}
     put(run.fused / "fuse.json", {**fuse, **losses, "bits_per_weight": 4.53, "bytes": 1_600_000})
     return run

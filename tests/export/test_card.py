@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +81,16 @@ def test_before_the_fused_model_is_scored_the_tuned_scores_stand_for_it(run: Run
 
 
 def test_a_scratch_folder_of_the_run_is_its_own_and_another_folder_is_not(run: RunDir, tmp_path: Path) -> None:
-    text = (run.fused / "fuse.json").read_text()
     for folder, own in ((run.root / ".fused.partial-7", True), (run.root / "other", False), (tmp_path / "out", False)):
         folder.mkdir()
-        (folder / "fuse.json").write_text(text)
+        shutil.copy(run.fused / "fuse.json", folder)
+        edit(folder / "fuse.json", adapters={os.path.relpath(run.adapter, folder): 1.0})
         assert ("fused" in of_fused(folder, run).scores) == own
         assert of_fused(folder, None).scores["tuned"] == of_fused(folder, run).scores["tuned"]
 
 
 def test_several_adapters_are_a_merge_without_the_figures_of_one(run: RunDir) -> None:
-    edit(run.fused / "fuse.json", adapters={str(run.adapter): 0.7, str(run.root / "second"): 0.3})
+    edit(run.fused / "fuse.json", adapters={"../adapter": 0.7, "../second": 0.3})
     card.write_fused(run.fused)
     text, data = written(run.fused)
     assert data.base_model_relation == "merge" and "merge" in data.tags and data.eval_results is None
