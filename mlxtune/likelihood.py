@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -66,17 +67,26 @@ def in_parts(batch: Batch, function: Callable[..., Any], most_tokens: int | None
     The parts are computed at once, each on a stream of its own, with their share of the BLAS's threads. Where they
     would have more than `most_tokens` there are more of them, some after the others.
     """
-    cores = machine.own_cores()
-    at_once = min(len(batch.tokens), machine.batch_parts(machine.device_kind(), cores))
+    at_once = min(len(batch.tokens), machine.batch_parts(machine.device_kind(), machine.own_cores()))
     parts = split(batch, part_count(batch.tokens.shape, at_once, most_tokens))
-    for start in range(0, len(parts), at_once):
-        some = parts[start : start + at_once]
+
+    def made(tokens: npt.NDArray[np.generic], trained: npt.NDArray[np.generic], *rest: npt.NDArray[np.generic]) -> Any:
+        return function(mx.array(tokens), mx.array(wanted_at(trained)), *map(mx.array, rest))
+
+    yield from together([partial(made, *arrays) for arrays in parts])
+
+
+def together(calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+    """What calls return, evaluated: on a CPU as many of them at once as there are cores, on a stream each."""
+    cores = machine.own_cores()
+    at_once = min(len(calls), machine.batch_parts(machine.device_kind(), cores))
+    for start in range(0, len(calls), at_once or 1):
+        some = calls[start : start + at_once]
         streams = _streams(len(some)) if at_once > 1 else [mx.default_stream(mx.default_device())]
         made = []
-        for stream, arrays in zip(streams, some, strict=True):
+        for stream, call in zip(streams, some, strict=True):
             with mx.stream(stream):
-                tokens, trained, *rest = arrays
-                made.append(function(mx.array(tokens), mx.array(wanted_at(trained)), *map(mx.array, rest)))
+                made.append(call())
         with machine.blas_threads(cores // len(some)):
             mx.eval(made)
         while made:

@@ -1,9 +1,15 @@
-"""The label that an answer gives, where answers give one. Knows answers as texts, not what a label means."""
+"""The label that an answer gives, where answers give one. Knows answers as texts, not what a label means.
+
+Answers are hostile: an expression that takes too long on one finds no label in it.
+"""
 
 import functools
 import re
 from collections.abc import Sequence
 
+import regex
+
+from mlxtune.data import matching
 from mlxtune.errors import InputError
 
 MOST_ANSWERS = 200
@@ -12,8 +18,11 @@ _SPELLING = re.compile(r"[\s_,;:!?'\"/]+|\.(?!\d)|-(?!\d)|(?<=\w)-")
 
 
 def label_in(answer: str | None, pattern: str) -> str | None:
-    """The first group of the regular expression `pattern` in an answer, or None. Raises InputError for a bad one."""
-    found = _compiled(pattern).search(answer or "")
+    """The first group of the regular expression `pattern` in an answer, or None, also where it takes too long.
+
+    Raises InputError for a bad one.
+    """
+    found = matching.decided(_compiled(pattern).search, answer or "")
     return found.group(1) if found else None
 
 
@@ -23,7 +32,7 @@ def label_span(answer: str, pattern: str | None) -> tuple[int, int] | None:
     Without a pattern it is the first line; white space around an answer of one line belongs to its spelling.
     """
     if pattern is not None:
-        found = _compiled(pattern).search(answer)
+        found = matching.decided(_compiled(pattern).search, answer)
         return found.span(1) if found and found.group(1) is not None else None
     start = len(answer) - len(answer.lstrip())
     first, *more = answer[start:].rstrip().split("\n")
@@ -58,11 +67,10 @@ def plain(label: str) -> str:
     return kept if any(character.isalpha() for character in kept) else label.strip()
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str) -> "regex.Pattern[str]":
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
+        compiled = matching.compiled(pattern)
+    except regex.error as error:
         raise InputError(f"is no regular expression: {error}", where=f"label {pattern!r}") from None
     if compiled.groups < 1:
         raise InputError("has no group in parentheses", where=f"label {pattern!r}", hint=r"e.g. '^(\w+)'")

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxtune import beginnings, machine
+from mlxtune.attention import lean
 from mlxtune.caches import given, measured
-from mlxtune.crossentropy import chunk_size, token_nats
 from mlxtune.data.batches import in_order, make_batch
 from mlxtune.data.render import Sample
-from mlxtune.head import Head, find, gathered
+from mlxtune.evaluation import paged
+from mlxtune.evaluation.figures import row_figures
+from mlxtune.head import Head, find
 from mlxtune.likelihood import LOGITS_BYTES, in_parts, wanted_at
 
 
@@ -37,7 +39,7 @@ def measure(
     """The supervised tokens of each sample, (N,) in the order of `samples`."""
     both = np.zeros((len(samples), 2))
     done = 0
-    with measured(net):
+    with measured(net), lean(*machine.attention_blocks(machine.device_kind())):
         head = find(net)
         most_tokens = None if head is not None else LOGITS_BYTES // (4 * _vocabulary(net))
         for rows in in_order([len(sample.tokens) for sample in samples], batch_size, most_tokens):
@@ -66,16 +68,23 @@ def read(
     batch_size: int = 32,
     on_row: Callable[[int], None] = lambda done: None,
 ) -> list[Read]:
-    """Each row's choices (C,), which are tokens that continue its prompt; `batch_size` of them at a time.
+    """Each row's choices (C,), which are tokens that continue its prompt; `batch_size` prompts and choices at a time.
 
-    A prompt is computed once for all of its choices, and what all prompts begin with once for all rows, where a
-    network shows on random tokens that this changes nothing; else every choice with its prompt.
+    A prompt is computed once for all of its choices, what many prompts begin with once for all of them, and what many
+    choices of a row begin with once for these (see `paged`). Where a network shows on random tokens that this changes
+    something, as one with a recurrent state does, choices are read whole behind copies of their prompt's cache; where
+    that does too, every choice with its prompt.
     Raises ValueError for an empty prompt or choice, which say nothing.
     """
     if any(not prompt for prompt in prompts) or any(not choice for some in choices for choice in some):
         raise ValueError("a prompt or a choice has no tokens")
     longest = max((len(prompt) for prompt, some in zip(prompts, choices, strict=True) if some), default=1) - 1
-    with measured(net):
+    with measured(net), lean(*machine.attention_blocks(machine.device_kind())):
+        if paged.supported(net, longest + 1):
+            return [
+                Read(each[:, 0], each[:, 1].astype(np.int64))
+                for each in paged.read(net, prompts, choices, batch_size, on_row)
+            ]
         if longest == 0 or not beginnings.copies_are_exact(net, longest):
             return _read_whole(net, prompts, choices, batch_size, on_row)
         return _read_behind(net, prompts, choices, batch_size, on_row)
@@ -182,40 +191,6 @@ def _behind(
     given_caches = iter(caches)
     with given(net, lambda: next(given_caches)):
         return np.array(row_figures(net, mx.array(tokens), mx.array(wanted_at(trained)), head), dtype=np.float64)
-
-
-def row_figures(net: nn.Module, tokens: mx.array, wanted: mx.array, head: Head | None) -> mx.array:
-    """Of each row's supervised tokens the summed nats, and how many of them the network ranks first: (B, 2) float32.
-
-    tokens (B, T) int32, wanted (N,) int32 as `likelihood.wanted_at` has them. Logits are made as
-    `likelihood.row_nats` makes them.
-    """
-    at = mx.maximum(wanted, 0)
-    targets = tokens[:, 1:].reshape(-1)
-    each = mx.where((wanted >= 0)[:, None], _token_figures(net, tokens[:, :-1], at, targets[at], head), 0.0)
-    return mx.zeros((targets.size, 2)).at[at].add(each).reshape(len(tokens), -1, 2).sum(axis=1)
-
-
-def _token_figures(net: nn.Module, tokens: mx.array, at: mx.array, targets: mx.array, head: Head | None) -> mx.array:
-    """Nats, and 1 or 0 for ranked first or not, (N, 2), of the `targets` (N,) that tokens (B, T) predict `at` (N,)."""
-    if head is None:
-        return _figures(gathered(net(tokens), at), targets)
-    size = chunk_size(head.vocabulary, machine.chunk_bytes(machine.device_kind()))
-    if len(at) <= size:
-        return _figures(head.logits(tokens, at), targets)
-    hidden = head.hidden(tokens, at)
-    made: list[mx.array] = []
-    for start in range(0, len(at), size):
-        some = hidden[start : start + size]
-        if made:  # only when the last ones are there: MLX could else make all logits at once
-            (some,) = mx.depends([some], made[-1:])
-        made.append(_figures(head.logits_of(some, tokens), targets[start : start + size]))
-    return mx.concatenate(made)
-
-
-def _figures(logits: mx.array, targets: mx.array) -> mx.array:
-    first = mx.argmax(logits, axis=-1) == targets
-    return mx.stack([token_nats(logits, targets), first.astype(mx.float32)], axis=-1)
 
 
 def _vocabulary(net: nn.Module) -> int:

@@ -17,6 +17,10 @@ from mlxtune.report.score import Score
 WHERE = "evaluate.schema"
 DEFAULT_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+SAME_VALUE = ("not", "if", "then", "else")  # keywords whose schemas are asked about the value itself, not its parts
+SAME_VALUE_LISTS = ("allOf", "anyOf", "oneOf")
+SAME_VALUE_TABLES = ("dependentSchemas", "dependencies")
+REFERENCE_ALONE = ("draft-03", "draft-04", "draft-06", "draft-07")  # drafts in which nothing counts beside a `$ref`
 
 
 def json_schema(answers: Sequence[str], schema: object, groups: Sequence[object] | None = None) -> Score:
@@ -35,7 +39,8 @@ def conformer(schema: object) -> Callable[[str], bool]:
 
     The draft is that of `$schema`, or 2020-12. `format` is a note and not checked, as the drafts have it. An answer
     nested too deep to be checked does not conform. Raises InputError for what is no schema, an unknown draft, a
-    reference that leads out of the schema or nowhere, and a schema that refers to itself without end.
+    reference that leads out of the schema or nowhere, and a schema that refers to itself without end: one that says of
+    a value, at the root or below, that it must be what it must be.
     """
     import jsonschema_specifications  # these take a while
     from jsonschema.validators import extend, validator_for
@@ -60,12 +65,6 @@ def conformer(schema: object) -> Callable[[str], bool]:
         except (ValueError, RecursionError):
             return False
 
-    try:
-        value: object
-        for value in ({}, [], "", 0, None):
-            validator.is_valid(value)
-    except RecursionError:
-        raise InputError("the schema refers to itself without end", where=WHERE) from None
     return conforms
 
 
@@ -90,6 +89,7 @@ def _prepare(schema: object, draft: Any, name: str, registry: Any) -> None:
     seen: set[int] = set()
     keywords: set[str] = set()
     own = set(_ids(schema))
+    follows: dict[int, list[int]] = {}  # of each part those that are asked about the same value
 
     def visit(resource: Any, resolver: Any) -> None:
         part = resource.contents
@@ -101,12 +101,15 @@ def _prepare(schema: object, draft: Any, name: str, registry: Any) -> None:
         for expression in (part.get("pattern"), *part.get("patternProperties", ())):
             if expression is not None:
                 compiled(expression, WHERE)
+        alone = "$ref" in part and any(draft in name for draft in REFERENCE_ALONE)
+        follows[id(part)] = [] if alone else [id(each) for each in _of_same_value(part)]
         for reference in (part[name] for name in REFERENCES if name in part):
             try:
                 found = resolver.lookup(reference)
-            except Unresolvable:
+            except (Unresolvable, TypeError, ValueError):  # the last two: a way through what is no object or list
                 raise InputError(f"{reference!r} is not in the schema, and nothing is fetched", where=WHERE) from None
             _check(found.contents, draft)  # it may lie where no schema is expected
+            follows[id(part)].append(id(found.contents))
             visit(specification.create_resource(found.contents), found.resolver)
         for each in resource.subresources():
             visit(each, resolver.in_subresource(each))
@@ -116,12 +119,34 @@ def _prepare(schema: object, draft: Any, name: str, registry: Any) -> None:
         visit(root, registry.resolver_with_root(root))
     except CannotDetermineSpecification:
         raise InputError("a part of the schema is of a draft that is not known", where=WHERE) from None
+    if _endless(follows):
+        raise InputError("the schema refers to itself without end", where=WHERE)
     if {"patternProperties", "unevaluatedProperties"} <= keywords:
         raise InputError(
             "patternProperties and unevaluatedProperties in one schema are not supported",
             where=WHERE,
             hint="use additionalProperties",
         )
+
+
+def _of_same_value(part: Mapping[str, Any]) -> Iterator[Any]:
+    """The schemas within a schema that are asked about the very value that it is asked about."""
+    yield from (part[name] for name in SAME_VALUE if name in part)
+    for name in SAME_VALUE_LISTS:
+        yield from part.get(name, ())
+    for name in SAME_VALUE_TABLES:
+        yield from part.get(name, {}).values()
+
+
+def _endless(follows: Mapping[int, Sequence[int]]) -> bool:
+    """Whether a part leads back to itself by way of parts that are asked about the same value."""
+    left = {part: set(others) & follows.keys() for part, others in follows.items()}
+    while ended := [part for part, others in left.items() if not others]:
+        for part in ended:
+            del left[part]
+        for others in left.values():
+            others.difference_update(ended)
+    return bool(left)
 
 
 def _ids(value: object) -> Iterator[int]:

@@ -10,7 +10,7 @@ import pytest
 
 from mlxtune import beginnings, likelihood, machine
 from mlxtune.data.render import Sample
-from mlxtune.evaluation import choices
+from mlxtune.evaluation import choices, paged
 from tests import zoo
 
 RANDOM = np.random.default_rng(3)
@@ -47,7 +47,8 @@ def test_choices_have_the_nats_of_whole_rows(name: str) -> None:
     assert np.abs(np.array(found) - expected).max() <= 1e-4
 
 
-def test_prompts_and_what_they_share_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_and_what_they_share_are_read_once_behind_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged, "supported", lambda net, length: False)
     net = zoo.build("llama")
     read: list[tuple[int, ...]] = []
     feed = beginnings.feed

@@ -1,10 +1,12 @@
+import json
 import socket
 from typing import Any
 
+import jsonschema
 import pytest
 
+from mlxtune.data import matching
 from mlxtune.errors import DataError, InputError
-from mlxtune.metrics import pattern
 from mlxtune.metrics.intervals import share
 from mlxtune.metrics.json_schema import conformer, json_schema
 
@@ -90,6 +92,8 @@ def test_the_draft_is_the_schemas_own(draft: str, conforms: dict[str, Any]) -> N
             "evaluate.schema: no JSON schema, at $.pattern: ['a'] is not of type 'string'",
         ),
         ({"$ref": "#"}, "evaluate.schema: the schema refers to itself without end"),
+        ({"$ref": "#/a/b", "a": True}, "evaluate.schema: '#/a/b' is not in the schema, and nothing is fetched"),
+        ({"$ref": "#/a/b", "a": [{}]}, "evaluate.schema: '#/a/b' is not in the schema, and nothing is fetched"),
         (
             {"patternProperties": {"a": {}}, "allOf": [{"unevaluatedProperties": False}]},
             "evaluate.schema: patternProperties and unevaluatedProperties in one schema are not supported; "
@@ -126,6 +130,62 @@ def test_a_schema_may_hold_itself() -> None:
     assert not tree('{"a":' * 100_000)
 
 
+LIST = {
+    "type": "object",
+    "properties": {"v": {"type": "integer"}, "next": {"$ref": "#/$defs/node"}},
+    "required": ["v"],
+}
+LISTS = ['{"a": {"v": 1}}', '{"a": {"v": 1, "next": {"v": 2}}}', '{"a": {"v": 1, "next": {"v": "x"}}}', '{"a": {}}']
+
+
+@pytest.mark.parametrize(
+    ("schema", "answers"),
+    [
+        ({"$defs": {"node": LIST}, "properties": {"a": {"$ref": "#/$defs/node"}}}, LISTS),
+        ({"properties": {"a": {"properties": {"next": {"$ref": "#/properties/a"}}, "required": ["v"]}}}, LISTS),
+        ({"properties": {"a": {"type": "object"}, "b": {"$ref": "#/properties/a"}}}, ['{"b": {}}', '{"b": 1}']),
+        (
+            {"$defs": {"n": {"anyOf": [{"type": "integer"}, {"items": {"$ref": "#/$defs/n"}, "type": "array"}]}}}
+            | {"allOf": [{"$ref": "#/$defs/n"}, {"not": {"const": 5}}]},
+            ["1", "[1, [2]]", '[1, ["x"]]', "5"],
+        ),
+        (
+            {"$dynamicAnchor": "n", "type": "array", "items": {"$dynamicRef": "#n"}},
+            ["[[], [[]]]", "[[1]]"],
+        ),
+        (  # before 2019-09 nothing counts beside a reference, not even one to the schema itself
+            {
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "definitions": {"a": {"type": "integer"}},
+                "properties": {"a": {"$ref": "#/definitions/a", "allOf": [{"$ref": "#/properties/a"}]}},
+            },
+            ['{"a": 1}', '{"a": "x"}'],
+        ),
+    ],
+)
+def test_what_refers_to_itself_below_the_root_is_as_jsonschema_has_it(schema: Any, answers: list[str]) -> None:
+    peer = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    expected = [peer.is_valid(json.loads(answer)) for answer in answers]
+    assert list(map(conformer(schema), answers)) == expected
+    assert set(expected) == {True, False}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"a": {"$ref": "#/$defs/a"}}, "properties": {"x": {"$ref": "#/$defs/a"}}},
+        {"properties": {"x": {"$ref": "#/properties/x"}}},
+        {"properties": {"x": {"allOf": [{"anyOf": [{"$ref": "#/properties/x"}]}]}}},
+        {"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"not": {"$ref": "#/$defs/b"}}, "b": {"$ref": "#/$defs/a"}}},
+        {"items": {"if": {"$ref": "#/items"}}},
+        {"items": {"dependentSchemas": {"x": {"$ref": "#/items"}}}},
+    ],
+)
+def test_an_endless_reference_below_the_root_is_refused(schema: Any) -> None:
+    with pytest.raises(InputError, match="evaluate.schema: the schema refers to itself without end"):
+        conformer(schema)
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -143,6 +203,6 @@ def test_a_schema_may_hold_itself() -> None:
     ],
 )
 def test_an_answer_cannot_hold_up_an_expression(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pattern, "SECONDS", 0.02)
+    monkeypatch.setattr(matching, "SECONDS", 0.02)
     long = "a" * 60 + "!"  # Python's own matching would take longer than anyone lives
     assert not conformer(schema)(f'{{"k": "{long}", "{long}": "{long}"}}')
