@@ -159,6 +159,7 @@ def summed_up(work: Scoring) -> dict[str, Any]:
         "learning_curve": None,
         "settings": asdict(work.settings),
         "evaluate": asdict(work.recipe.evaluate),
+        "labels": list(work.labels.labels if work.labels is not None else work.recipe.evaluate.labels),
     }
 
 

@@ -1,7 +1,7 @@
 """How each weight of a model is packed, by the method that a recipe names. Knows methods and networks, writes nothing.
 
 A method that looks at the layers' inputs runs the model block by block. awq and dwq change all layers together and hold
-the model: awq once, in the precision of its weights, dwq twice.
+the model: awq once, dwq twice.
 """
 
 import os
@@ -77,7 +77,7 @@ def _check_awq(net: nn.Module, config: Mapping[str, Any], spec: QuantizeRecipe, 
             raise ModelError(
                 f"awq packs it, but {layer.left_out}",
                 where=layer.name,
-                hint="try another group size, or use gptq",
+                hint="use gptq, or a group size that divides the inputs of all layers",
             )
         if layer.packing not in (None, asked):
             raise ModelError("awq packs all layers alike, and this one has its own bits", where=layer.name)
@@ -175,10 +175,19 @@ def _learned(
 def _scaled(
     source: Path, spec: QuantizeRecipe, samples: Sequence[Sample], dtypes: Mapping[str, mx.Dtype]
 ) -> awq.Scaled:
-    """All layers, scaled and packed block by block by mlx-lm: the model is held once, in the types it is written in."""
+    """All layers, scaled and packed block by block by mlx-lm: the model is held once.
+
+    In the types it is written in; on a CPU in float32, as it multiplies halves 10 to 50 times as slowly.
+    """
     lm = model.load(source, stored=True)
-    lm.net.update(tree_map_with_path(lambda name, each: each.astype(dtypes[name]), lm.net.parameters()))
-    return awq.quantize(lm.net, lm.config, samples, Packing(spec.bits, spec.group_size, spec.mode))
+    wide = machine.device_kind() == "cpu"
+
+    def computed(name: str, weight: mx.array) -> mx.array:
+        weight = weight.astype(dtypes[name])
+        return weight.astype(mx.float32) if wide and mx.issubdtype(weight.dtype, mx.floating) else weight
+
+    lm.net.update(tree_map_with_path(computed, lm.net.parameters()))
+    return awq.quantize(lm.net, lm.config, samples, Packing(spec.bits, spec.group_size, spec.mode), dtypes)
 
 
 def _made(packed: dict[str, Packed], packings: Mapping[str, Packing]) -> dict[str, Pack]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxtune import recipe as recipes
 from mlxtune.comparison import evidence
-from mlxtune.errors import InputError
+from mlxtune.errors import InputError, MlxtuneError
 from mlxtune.evaluation import tally
 from mlxtune.export import card
 from mlxtune.export.facts import of_adapter, of_fused
@@ -48,8 +48,13 @@ def verify(run: RunDir, *, full: bool = False, on_progress: OnProgress = lambda 
     if full:
         from mlxtune.verification import models
 
-        with result.reading(run, run.recipe):
-            models.check(run, recipes.load(run.recipe), result, on_progress)
+        try:
+            with result.reading(run, run.recipe):
+                models.check(run, recipes.load(run.recipe), result, on_progress)
+        except MlxtuneError as error:  # what was found already is told all the same
+            if not result.differences:
+                raise
+            result.unchecked.append(f"the models ({error})")
     return result
 
 

@@ -126,7 +126,7 @@ def test_the_folder_and_its_files(compared: Compared) -> None:
     assert json.loads((compared.run.compare / "compare.json").read_text()) == compared.value
     assert compared.value.keys() == {
         *("rows", "metric", "candidates", "left_out", "verdict", "flips", "flips_since", "forgetting"),
-        *("contamination", "judged", "learning_curve", "settings", "evaluate"),
+        *("contamination", "judged", "learning_curve", "settings", "evaluate", "labels"),
     }
     assert [each["name"] for each in compared.value["candidates"]] == NAMES
     assert (compared.value["rows"], compared.value["left_out"]) == (18, {})
@@ -264,6 +264,8 @@ def test_what_the_run_has_measured_is_taken_from_it(
 def test_settings_are_kept_with_the_result(compared: Compared) -> None:
     assert compared.value["settings"] == asdict(compared.recipe.compare)  # type: ignore[arg-type]
     assert compared.value["evaluate"] == asdict(compared.recipe.evaluate)
+    found = open_run(compared.run, compared.recipe).label_set()
+    assert compared.value["labels"] == list(found.labels if found is not None else [])
 
 
 @pytest.fixture(scope="module")

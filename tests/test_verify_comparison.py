@@ -267,6 +267,26 @@ def test_a_comparison_is_scored_by_its_own_settings(run: RunDir, settings: dict[
     assert not found or ("compare/tuned.jsonl:1", "label") in found
 
 
+@pytest.mark.parametrize(("labels", "outside"), [([*reported.QUEUES, "rare"], False), (reported.QUEUES, True)])
+def test_labels_are_those_that_the_comparison_states(run: RunDir, labels: list[str], outside: bool) -> None:
+    """They may hold one that no test row has, and that a model gives."""
+    path, lines = run.compare / "compare.json", run.compare / "tuned.jsonl"
+    path.write_text(json.dumps({**read_json(path), "labels": labels}))
+    assert told(checked(run)) == set()
+    first, *rest = lines.read_text().splitlines()
+    first = json.dumps({**json.loads(first), "answer": "queue: rare", "label": "rare", "right": False, "exact": False})
+    lines.write_text("\n".join([first, *rest]))
+    assert ((FILE, "tuned.scores.outside_labels.value") in told(checked(run))) == outside
+
+
+def test_a_curve_that_was_cut_off_is_one_difference(run: RunDir) -> None:
+    path = run.compare / "compare.json"
+    value = read_json(path)
+    value["learning_curve"] = None
+    path.write_text(json.dumps(value))
+    assert told(checked(run)) == {(FILE, "learning_curve")}
+
+
 def test_cards_and_the_picture_of_losses_are_checked_where_they_are_as_written(run: RunDir) -> None:
     before = verify(run).files
     card.write_adapter(run)

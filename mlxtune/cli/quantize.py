@@ -57,8 +57,10 @@ def command(
       mlxtune quantize tiny --sweep 2,3,4,6,8 --plot kl.svg
     """
     targets = target_bpw is not None or target_size is not None
-    _check_usage(mlx_path, target_bpw, target_size, costs, report, sweep, plot, text, flags)
+    _check_usage(mlx_path, target_bpw, target_size, costs, report, sweep, plot, text, flags, sets)
     recipe = build_recipe(None, flags, ("quantize={}", *sets))
+    if targets and recipe.quantize is not None and recipe.quantize.mode != "affine":
+        raise click.UsageError("a target takes --q-mode affine, the only one with several widths")
     if targets and recipe.quantize is not None and recipe.quantize.method == "awq":
         raise click.UsageError("a target gives each layer its own bits, and --q-method awq packs all alike: use gptq")
     if sweep:
@@ -99,6 +101,7 @@ def _check_usage(
     plot: Path | None,
     text: str | None,
     flags: dict[str, Any],
+    sets: tuple[str, ...],
 ) -> None:
     """Refuses what has no effect, or two ways at once."""
     targets = target_bpw is not None or target_size is not None
@@ -115,10 +118,8 @@ def _check_usage(
     if text is not None and not (sweep or report or (targets and costs is None)):
         raise click.UsageError("--text has no effect without --report, --sweep or a target to measure for")
     given = {name.rpartition("quantize__")[2]: value for name, value in flags.items() if value is not None}
-    if (sweep or targets) and "bits" in given:
+    if (sweep or targets) and ("bits" in given or any(each.startswith("quantize.bits=") for each in sets)):
         raise click.UsageError("--q-bits has no effect beside --sweep or a target")
-    if targets and given.get("mode", "affine") != "affine":
-        raise click.UsageError("a target takes --q-mode affine, the only one with several widths")
 
 
 def _bits_per_weight(source: Path, text: str) -> float:

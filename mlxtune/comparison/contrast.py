@@ -126,7 +126,8 @@ def differences(
 
     The rows that would show one are those for the smallest of the p-values, the strictest of all.
     """
-    level = LEVEL / max(1, len(candidates) - 1)
+    others = [each for name, each in candidates.items() if name != against]
+    level = LEVEL / max(1, sum(bool(_pairs(candidates[against], each, metric)) for each in others))
     found = {
         name: difference(candidates[against], each, metric, level) if name != against else None
         for name, each in candidates.items()

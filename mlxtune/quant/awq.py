@@ -92,9 +92,16 @@ def windows(samples: Sequence[Sample], longest: int = WINDOW) -> mx.array:
     return mx.array([tokens[start : start + length] for start in starts], dtype=mx.int32)
 
 
-def quantize(net: nn.Module, config: Mapping[str, Any], samples: Sequence[Sample], packing: Packing) -> Scaled:
+def quantize(
+    net: nn.Module,
+    config: Mapping[str, Any],
+    samples: Sequence[Sample],
+    packing: Packing,
+    dtypes: Mapping[str, mx.Dtype] | None = None,
+) -> Scaled:
     """Quantizes `net` in place, in the precision of its weights, each layer of `layers_of` as `packing` says.
 
+    `dtypes` are the types of what is given back, by the weights' names; those of `net` where there are none.
     Raises ModelError as `layers_of`, and where the network's values overflow; InputError for another mode than affine
     and for too few tokens.
     """
@@ -104,7 +111,9 @@ def quantize(net: nn.Module, config: Mapping[str, Any], samples: Sequence[Sample
     context = config.get("max_position_embeddings")
     tokens = windows(samples, min(WINDOW, context) if isinstance(context, int) else WINDOW)
     before = dict(tree_flatten(net.parameters()))
-    dtypes = {name: before.pop(f"{name}.weight").dtype for name in names}
+    written = {name: each.dtype for name, each in before.items()} | dict(dtypes or {})
+    for name in names:
+        del before[f"{name}.weight"]
     try:
         awq_quantize(
             net,
@@ -123,11 +132,14 @@ def quantize(net: nn.Module, config: Mapping[str, Any], samples: Sequence[Sample
     after = dict(tree_flatten(net.parameters()))
     # where norms are more precise than layers, what is scaled has become as precise
     packed = {
-        name: Packed(after[f"{name}.weight"], *(after[f"{name}.{part}"].astype(dtype) for part in ("scales", "biases")))
-        for name, dtype in dtypes.items()
+        name: Packed(
+            after[f"{name}.weight"],
+            *(after[f"{name}.{part}"].astype(written[f"{name}.weight"]) for part in ("scales", "biases")),
+        )
+        for name in names
     }
     changed = {
-        name: after[name].astype(each.dtype)
+        name: after[name].astype(written[name])
         for name, each in before.items()
         if not mx.array_equal(each, after[name]).item()
     }

@@ -107,6 +107,7 @@ COMPARISON = {
     ),
     "settings": Maybe({}),
     "evaluate": Maybe({}),
+    "labels": Maybe([str]),
 }  # fmt: skip
 
 

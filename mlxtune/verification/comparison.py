@@ -146,6 +146,8 @@ def _held(case: _Case, name: str, stated: list[dict[str, Any]], found: list[dict
 
 
 def _labels(case: _Case, settings: EvaluateRecipe) -> Sequence[str]:
+    if case.stated.get("labels") is not None:
+        return list(case.stated["labels"])  # names are taken as stated, as an evaluation's; answers are counted
     own = case.recipe.evaluate
     if (settings.label, settings.labels) == (own.label, own.labels):
         return evaluations.labels(reading.evaluation_of(case.run, "base"), settings)
@@ -284,6 +286,10 @@ def _curve(case: _Case, known: Predictions) -> None:
     stated, files = case.stated.get("learning_curve"), evidence.curve_files(case.run.compare)
     if not files:
         _not_told(case, "learning_curve", stated)
+        return
+    if stated is None:  # cut off while it was put there
+        result = case.result
+        result.differs(FILE, "learning_curve", "nothing", "lines of one; run compare --learning-curve again")
         return
     rows, column = load.read_split(case.run.data, "train"), case.recipe.data.group_by
     groups = {row.where: str(each[column]) for row, _ in rows if column in (each := load.group_of(row, column))}

@@ -133,10 +133,12 @@ def _hold_comparison(stated: Mapping[str, Any], found: Mapping[str, Any], result
         other = again.pop(name, {})
         for part in ("scores", "difference"):
             result.compare(FILE, each.get(part), other.get(part), f"{AGAIN}: {name}.{part}", SAME_MODEL)
+        for key in ("kind", "description"):
+            result.hold(FILE, f"{AGAIN}: {name}.{key}", each.get(key), other.get(key))
         for key in ("prompt_tokens", "answer_tokens", "bytes"):
             one, two = ((value.get("cost") or {}).get(key) for value in (each, other))
             result.hold(FILE, f"{AGAIN}: {name}.cost.{key}", one, two, SAME_MODEL)
-    for key in ("metric", "rows", "forgetting"):
+    for key in ("metric", "rows", "forgetting", "left_out"):
         result.compare(FILE, stated.get(key), found[key], f"{AGAIN}: {key}", SAME_MODEL)
     one, two = (placed(each.get("contamination")) for each in (stated, found))
     result.compare(FILE, one, two, f"{AGAIN}: contamination", SAME_MODEL)

@@ -95,6 +95,10 @@ def test_more_candidates_need_more_rows() -> None:
         found = contrast.differences(given, "base", "accuracy")["tuned"]
         assert found is not None
         assert found["rows_needed"] == rows_needed(9, 3, 36, 0.05 / (others + 1))
+    silent = [{**each, "right": None} for each in after]  # one that no row compares
+    found = contrast.differences({"base": before, "tuned": after, "silent": silent}, "base", "accuracy")
+    assert found["silent"] is None and found["tuned"] is not None
+    assert found["tuned"]["rows_needed"] == rows_needed(9, 3, 36)
 
 
 def test_rows_are_the_same_by_file_name_and_line() -> None:

@@ -1,6 +1,5 @@
 """AWQ: what is written is what mlx-lm's own function makes, nothing is printed, and what it cannot do is refused."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxtune import borrow, model
+from mlxtune import borrow, machine, model
 from mlxtune.convert import convert
 from mlxtune.data.render import Sample
 from mlxtune.errors import InputError, MlxtuneError, ModelError
@@ -34,6 +33,7 @@ DEEPSEEK = {
 }  # fmt: skip
 TIED = {"tie_word_embeddings": True}
 FLOAT, HALF = mx.float32, mx.bfloat16
+CPU = machine.device_kind() == "cpu"
 ZOO: list[tuple[str, dict[str, Any], mx.Dtype]] = [
     ("llama", {}, FLOAT),
     ("llama", {}, HALF),
@@ -58,13 +58,26 @@ def samples(count: int = 12, length: int = 20) -> list[Sample]:
 
 
 def by_mlx_lm(folder: Path, tokens: mx.array, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
-    """The weights that mlx-lm's own function makes of the model in `folder`."""
+    """The weights that mlx-lm's own function makes of the model in `folder`, cast to `dtype`.
+
+    On a CPU it is given them in float32, and what it makes is written in the types that they had.
+    """
     net, config = load_model(folder)
     if dtype is not None:
         net.set_dtype(dtype)
+    types = {name: each.dtype for name, each in tree_flatten(net.parameters())}
+    if CPU:
+        net.set_dtype(FLOAT)
     known = AWQ_MODEL_CONFIGS[config["model_type"]]
     awq_quantize(net, tokens, known, group_size=32, bits=3, embed_group_size=32, embed_bits=3)
-    return dict(tree_flatten(net.parameters()))
+    made = dict(tree_flatten(net.parameters()))
+    types |= {
+        f"{name[:-7]}.{part}": each
+        for name, each in types.items()
+        for part in ("scales", "biases")
+        if name[-7:] == ".weight"
+    }
+    return {name: each if each.dtype == mx.uint32 else each.astype(types[name]) for name, each in made.items()}
 
 
 def stored(folder: Path) -> dict[str, mx.array]:
@@ -198,7 +211,7 @@ def refusal(kind: type[MlxtuneError], folder: Path, out: Path, spec: QuantizeRec
             {},
             QuantizeRecipe(method="awq"),
             "model.layers.0.mlp.down_proj: awq packs it, but 96 inputs are no multiple of 64; "
-            "try another group size, or use gptq",
+            "use gptq, or a group size that divides the inputs of all layers",
         ),
     ],
 )
@@ -241,9 +254,13 @@ def test_values_that_overflow(tiny: Path, tmp_path: Path) -> None:
     for name in ("up_proj", "gate_proj"):
         weights[f"model.layers.0.mlp.{name}.weight"] *= 6e4
     mx.save_safetensors(str(tmp_path / "model" / "model.safetensors"), weights)
-    line = refusal(ModelError, tmp_path / "model", tmp_path / "q")
-    assert line == (
+    net, config = load_model(tmp_path / "model")
+    with pytest.raises(ModelError) as caught:
+        awq.quantize(net, config, samples(), Packing(3, 32))
+    assert str(caught.value) == (
         "quantize.method: what this model computes is too large for the precision of its weights; "
         "cast them with --dtype bfloat16 or float32"
     )
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "llama"
+    if CPU:  # in float32 they do not
+        convert(tmp_path / "model", tmp_path / "q", quantize=SPEC, samples=samples())
+        assert {each.dtype for each in stored(tmp_path / "q").values()} == {mx.uint32, mx.float16}
