@@ -48,6 +48,7 @@ def test_json(invoke: Invoke, tmp_path: Path) -> None:
         "bits_per_weight": 16,
         "bytes_before": (tmp_path / "q" / "model.safetensors").stat().st_size,
         "bytes_after": (tmp_path / "out" / "model.safetensors").stat().st_size,
+        "method": None,
         "quantized_layers": 0,
         "left_out": {},
         "layers": [],
