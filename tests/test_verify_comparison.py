@@ -279,6 +279,18 @@ def test_labels_are_those_that_the_comparison_states(run: RunDir, labels: list[s
     assert ((FILE, "tuned.scores.outside_labels.value") in told(checked(run))) == outside
 
 
+def test_a_candidate_that_was_evaluated_answers_as_it_did_there(run: RunDir) -> None:
+    lines = run.compare / "tuned.jsonl"
+    first, *rest = lines.read_text().splitlines()
+    lines.write_text("\n".join([json.dumps({**json.loads(first), "answer": "queue: access!"}), *rest]))
+    assert ("compare/tuned.jsonl", "test.jsonl:1, answer of eval/tuned.jsonl") in told(checked(run))
+    path = run.compare / "compare.json"  # of other settings the answers may be others
+    value = read_json(path)
+    value["evaluate"]["max_tokens"] += 1
+    path.write_text(json.dumps(value))
+    assert not any("of eval/" in key for _, key in told(checked(run)))
+
+
 def test_a_curve_that_was_cut_off_is_one_difference(run: RunDir) -> None:
     path = run.compare / "compare.json"
     value = read_json(path)

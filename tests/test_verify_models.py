@@ -154,4 +154,4 @@ def test_an_anchor_that_is_gone_is_told_and_hides_nothing_else(run: RunDir) -> N
     assert verify(run).differences == []
     found = verify(run, full=True)
     assert ("eval/fused.json", "by the models: scores.loss.value") in told(found)
-    assert [each.found for each in found.differences if each.key == "content"] == ["no such file or folder"]
+    assert [each.found for each in found.differences if each.key == "content"] == ["absent.txt: no such file or folder"]

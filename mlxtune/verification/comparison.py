@@ -22,10 +22,11 @@ from mlxtune.recipe import EvaluateRecipe, Recipe
 from mlxtune.report import reading
 from mlxtune.report.decision import best, decide
 from mlxtune.report.score import Score
+from mlxtune.report.words import COLUMNS
 from mlxtune.rundir import RunDir, size_of
 from mlxtune.verification import evaluations
 from mlxtune.verification.evaluations import Predictions
-from mlxtune.verification.figures import Verified
+from mlxtune.verification.figures import SAME_MODEL, Verified
 
 FILE = "compare/compare.json"
 SERVER = "endpoint"  # the candidate that a server answers for
@@ -66,7 +67,10 @@ def check(
     if stated is None:
         return
     case = _Case(run, recipe, stated, {}, result)
-    again = _candidates(case, settings_of(run, recipe, stated), known)
+    whole = settings_of(run, recipe, stated)
+    again = _candidates(case, whole, known)
+    if stated.get("evaluate") is not None and whole.evaluate == recipe.evaluate and recipe.data.mask_prompt:
+        _same_as_evaluated(case)
     metric = contrast.metric_of([(each["kind"], [Score(**score) for score in each["scores"]]) for each in again])
     result.hold(FILE, "metric", stated["metric"], metric)
     if "base" in case.given:
@@ -128,6 +132,17 @@ def _candidates(case: _Case, recipe: Recipe, known: Predictions) -> list[dict[st
         found.append({**each, "scores": scores, "difference": None, "cost": each.get("cost") or {}})
     result.hold(FILE, "candidates", len(found), len({each["name"] for each in found}))
     return found
+
+
+def _same_as_evaluated(case: _Case) -> None:
+    """A candidate that the run has evaluated in the same way answers the same rows the same there."""
+    for name in (each for each in COLUMNS if each in case.given and case.run.predictions(each).is_file()):
+        evaluated = contrast.keyed(reading.predictions_of(case.run.predictions(name)))
+        for key, line in contrast.keyed(case.given[name]).items():
+            other = evaluated.get(key, {})
+            for part in ("answer", "loss"):
+                place = f"{key[0]}, {part} of eval/{name}.jsonl"
+                case.result.hold(f"compare/{name}.jsonl", place, line[part], other.get(part), SAME_MODEL)
 
 
 def _held(case: _Case, name: str, stated: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:

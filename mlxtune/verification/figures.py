@@ -62,7 +62,7 @@ class Verified:
             named = Path(error.where or "")
             at = named if named.is_relative_to(run.root) else file
             name = at.relative_to(run.root).as_posix()
-            what = error.what if at is named or error.where is None else f"{error.where} {error.what}"
+            what = error.what if at is named or error.where is None else f"{error.where}: {error.what}"
             found = Difference(file=name, key="content", stated="readable", found=_short(what))
             if found not in self.differences:
                 self.differences.append(found)
