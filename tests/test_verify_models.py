@@ -12,6 +12,7 @@ import pytest
 
 from mlxtune import compare, evaluate, pipeline, recipe
 from mlxtune.comparison import scoring
+from mlxtune.errors import HubError
 from mlxtune.report import build
 from mlxtune.rundir import RunDir
 from mlxtune.verification import models
@@ -155,3 +156,29 @@ def test_an_anchor_that_is_gone_is_told_and_hides_nothing_else(run: RunDir) -> N
     found = verify(run, full=True)
     assert ("eval/fused.json", "by the models: scores.loss.value") in told(found)
     assert [each.found for each in found.differences if each.key == "content"] == ["absent.txt: no such file or folder"]
+
+
+def test_what_was_found_is_told_when_a_model_cannot_be_had(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: Any) -> None:
+        raise HubError("cannot be reached", where="someone/model")
+
+    monkeypatch.setattr(models, "check", absent)
+    with pytest.raises(HubError):
+        verify(run, full=True)
+    path = run.evaluation("tuned")
+    path.write_text(path.read_text() + " ")
+    found = verify(run, full=True)
+    assert told(found) == {("eval/tuned.json", "sha256")}
+    assert found.unchecked == ["the models (someone/model: cannot be reached)"]
+
+
+def test_the_candidates_and_those_left_out_are_held_too(run: RunDir) -> None:
+    path = run.compare / "compare.json"
+    value = json.loads(path.read_text())
+    value["left_out"] = {"retrieval": "no reason"}
+    value["candidates"][0]["description"] = "another"
+    path.write_text(json.dumps(value))
+    build.write(run)
+    assert {key for _, key in told(verify(run, full=True))} == {
+        "by the models: left_out.retrieval", "by the models: left_out", "by the models: base.description",
+    }  # fmt: skip
