@@ -16,6 +16,7 @@ from mlxtune.evaluation.predictions import Prediction
 from mlxtune.recipe import CompareRecipe, EvaluateRecipe
 from mlxtune.report.decision import decide
 from mlxtune.rundir import RunDir
+from mlxtune.verification.figures import Verified
 
 ROWS = 96
 PATTERN = r"queue: (\w+)"
@@ -328,3 +329,8 @@ def spoil(run: RunDir, text: str) -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         put(path, "".join(f"{json.dumps(spoiled(line, text))}\n" for line in lines))
     put(run.recipe, text)
+
+
+def told(found: Verified) -> set[tuple[str, str]]:
+    """The file and key of each difference."""
+    return {(each.file, each.key) for each in found.differences}

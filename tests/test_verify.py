@@ -10,9 +10,10 @@ import pytest
 from mlxtune.errors import InputError
 from mlxtune.report import build
 from mlxtune.rundir import RunDir, read_json
-from mlxtune.verification.figures import Verified, leaves
+from mlxtune.verification.figures import leaves
 from mlxtune.verify import verify
 from tests import reported
+from tests.reported import told
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> RunDir:
     """A copy of the finished run, to be spoiled."""
     return RunDir(Path(shutil.copytree(finished, tmp_path / "tickets")))
-
-
-def told(found: Verified) -> set[tuple[str, str]]:
-    """The file and key of each difference."""
-    return {(each.file, each.key) for each in found.differences}
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:

@@ -22,6 +22,7 @@ from mlxtune.verification.evaluations import Predictions
 from mlxtune.verification.figures import Verified
 from mlxtune.verify import verify
 from tests import reported
+from tests.reported import told
 
 FILE = "compare/compare.json"
 LINES = ("forgetting", "choices", "judged", "since", "curve/25", "curve/50", "curve/100")
@@ -40,10 +41,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> RunDir:
     """A copy of the finished run, to be spoiled."""
     return RunDir(Path(shutil.copytree(finished, tmp_path / "tickets")))
-
-
-def told(found: Verified) -> set[tuple[str, str]]:
-    return {(each.file, each.key) for each in found.differences}
 
 
 def checked(run: RunDir) -> Verified:

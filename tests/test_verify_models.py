@@ -16,9 +16,9 @@ from mlxtune.errors import HubError
 from mlxtune.report import build
 from mlxtune.rundir import RunDir
 from mlxtune.verification import models
-from mlxtune.verification.figures import Verified
 from mlxtune.verify import verify
 from tests.chat_server import Server, said
+from tests.reported import told
 
 LABELS = ("card", "refund", "parcel")
 WORDS = "blue lamp shop desk week name road tree hand door year note bird song line rain".split()  # noqa: SIM905
@@ -78,10 +78,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> RunDir:
     """A copy of the run, to be spoiled."""
     return RunDir(Path(shutil.copytree(finished, tmp_path / "run")))
-
-
-def told(found: Verified) -> set[tuple[str, str]]:
-    return {(each.file, each.key) for each in found.differences}
 
 
 def test_its_files_tell_all_that_the_report_shows(finished: Path) -> None:

@@ -59,9 +59,11 @@ def command(
     targets = target_bpw is not None or target_size is not None
     _check_usage(mlx_path, target_bpw, target_size, costs, report, sweep, plot, text, flags, sets)
     recipe = build_recipe(None, flags, ("quantize={}", *sets))
-    if targets and recipe.quantize is not None and recipe.quantize.mode != "affine":
+    spec = recipe.quantize
+    assert spec is not None
+    if targets and spec.mode != "affine":
         raise click.UsageError("a target takes --q-mode affine, the only one with several widths")
-    if targets and recipe.quantize is not None and recipe.quantize.method == "awq":
+    if targets and spec.method == "awq":
         raise click.UsageError("a target gives each layer its own bits, and --q-method awq packs all alike: use gptq")
     if sweep:
         _sweep(model_name, recipe, sweep, plot, text, as_json)
@@ -79,7 +81,7 @@ def command(
         done = write(
             source,
             mlx_path,
-            quantize=recipe.quantize,
+            quantize=spec,
             samples=samples,
             packings=packings,
             beside=beside,

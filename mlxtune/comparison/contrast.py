@@ -16,7 +16,8 @@ import numpy.typing as npt
 from mlxtune.metrics.intervals import group_numbers, mean_share
 from mlxtune.metrics.loss import loss
 from mlxtune.metrics.perplexity import perplexity
-from mlxtune.metrics.significance import LEVEL, holm, paired, rows_needed, rows_needed_for
+from mlxtune.metrics.significance import holm, paired, rows_needed, rows_needed_for
+from mlxtune.report.decision import LEVEL
 from mlxtune.report.score import Score
 from mlxtune.report.verdict import UNCLEAR, compare
 

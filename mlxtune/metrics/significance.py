@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxtune.metrics.intervals import NORMAL, Z, bootstrap, group_numbers
+from mlxtune.report.decision import LEVEL
 
 EXACT_FLIPS = 12  # up to so many pairs, all ways to flip their signs are tried
 FLIPS = 10_000
-LEVEL = 0.05
 POWER_Z = NORMAL.inv_cdf(0.8)
 
 
